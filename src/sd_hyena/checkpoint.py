@@ -1,0 +1,185 @@
+"""Our files: one safetensors file holds one or many Hyena layers. The schema is in docs/checkpoint-format.md.
+
+Files of the 2024 sd-hyena are recognised and read by :mod:`sd_hyena.legacy`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+from .files import atomic_path
+from .nn import OperatorConfig
+from .targets import NAME
+
+FORMAT, VERSION = "sd-hyena", 1
+MAX_LAYERS = 1024
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LayerInfo:
+    """One layer of a file: how to build its operator, and figures recorded in training."""
+
+    config: OperatorConfig
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class HyenaFile:
+    """A parsed file. ``layers`` maps target names to layers; a legacy file without a target uses ''.
+
+    ``teacher`` identifies the model the layers were trained against, ``training`` records how.
+    """
+
+    layers: dict[str, LayerInfo]
+    tensors: dict[str, dict[str, Tensor]]
+    teacher: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    version: int = VERSION
+    path: Path | None = None
+
+    def build(self, name: str) -> nn.Module:
+        """The operator of one layer with its weights, in evaluation mode."""
+        operator = self.layers[name].config.build()
+        operator.load_state_dict(self.tensors[name])
+        return operator.eval()
+
+
+def save(path: Path | str, operators: Mapping[str, tuple[OperatorConfig, nn.Module]], **sections: Any) -> None:
+    """Writes layers to ``path`` atomically, mode 0644.
+
+    ``sections`` may hold ``teacher``, ``training`` (dicts) and ``figures`` (per target, a dict of numbers).
+    Raises CheckpointError if the file cannot be written; what was there before is then untouched.
+    """
+    figures = sections.get("figures", {})
+    layers = {
+        name: {"config": config.to_dict(), "figures": figures.get(name, {})} for name, (config, _) in operators.items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(VERSION),
+        "layers": json.dumps(layers),
+        "teacher": json.dumps(sections.get("teacher", {})),
+        "training": json.dumps(sections.get("training", {})),
+    }
+    tensors = {
+        f"layers.{name}.{key}": value.detach().contiguous().cpu().clone()
+        for name, (_, operator) in operators.items()
+        for key, value in operator.state_dict().items()
+    }
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def load(path: Path | str) -> HyenaFile:
+    """Reads and checks a file: names, shapes, finite values. Nothing is built or attached.
+
+    Raises CheckpointError, naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    metadata, tensors = _read(path)
+    if metadata.get("format") == FORMAT:
+        file = _parse(path, metadata, tensors)
+    else:
+        from . import legacy
+
+        file = legacy.parse(path, metadata, tensors)
+    file.path = path
+    for name, layer in file.layers.items():
+        _check_tensors(path, name, layer.config, file.tensors[name])
+    return file
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    with open(path, "rb") as raw:
+        start = raw.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself: fetch it with 'git lfs pull'")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return opened.metadata() or {}, {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> HyenaFile:
+    version = metadata.get("format_version", "")
+    if not version.isdecimal() or not 1 <= int(version) <= VERSION:
+        raise CheckpointError(
+            f"{path}: format version {version!r} is not one this sd-hyena reads (1 to {VERSION}): update sd-hyena"
+        )
+    sections = {name: _json_object(path, metadata, name) for name in ("layers", "teacher", "training")}
+    described = sections["layers"]
+    if not 1 <= len(described) <= MAX_LAYERS:
+        raise CheckpointError(f"{path}: describes {len(described)} layers, expected 1 to {MAX_LAYERS}")
+    layers, grouped = {}, {}
+    claimed: set[str] = set()
+    for name, entry in described.items():
+        if not NAME.fullmatch(name) or not isinstance(entry, dict) or not isinstance(entry.get("config"), dict):
+            raise CheckpointError(f"{path}: the metadata's entry for layer {name!r} is malformed")
+        try:
+            config = OperatorConfig.from_dict(entry["config"])
+        except ValueError as error:
+            raise CheckpointError(f"{path}: layer {name}: {error}") from None
+        unknown = sorted(set(entry["config"]) - set(config.to_dict()))
+        if unknown:
+            logger.warning("%s: layer %s: unknown settings ignored: %s", path, name, ", ".join(unknown))
+        figures = entry.get("figures") if isinstance(entry.get("figures"), dict) else {}
+        layers[name] = LayerInfo(config, {k: v for k, v in figures.items() if isinstance(v, int | float)})
+        prefix = f"layers.{name}."
+        grouped[name] = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+        claimed.update(key for key in tensors if key.startswith(prefix))
+    if set(tensors) - claimed:
+        raise CheckpointError(
+            f"{path}: tensors belong to no described layer: {', '.join(sorted(set(tensors) - claimed)[:3])}"
+        )
+    return HyenaFile(layers, grouped, sections["teacher"], sections["training"], int(version))
+
+
+def _json_object(path: Path, metadata: dict[str, str], name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(metadata.get(name, "{}"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: metadata section {name!r} is not a JSON object")
+    return value
+
+
+def _check_tensors(path: Path, name: str, config: OperatorConfig, tensors: dict[str, Tensor]) -> None:
+    label = f"layer {name}: " if name else ""
+    try:
+        with torch.device("meta"):
+            expected = config.build().state_dict()
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {label}{error}") from None
+    for problem, keys in (("missing", set(expected) - set(tensors)), ("unexpected", set(tensors) - set(expected))):
+        if keys:
+            raise CheckpointError(
+                f"{path}: {label}{problem} tensors: {', '.join(sorted(keys)[:3])}{' ...' if len(keys) > 3 else ''}"
+            )
+    for key, value in tensors.items():
+        if value.shape != expected[key].shape:
+            raise CheckpointError(
+                f"{path}: {label}{key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
+            )
+        if not value.is_floating_point():
+            raise CheckpointError(f"{path}: {label}{key} has type {value.dtype}, expected floating point")
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: {label}{key} holds NaN or infinite values")

@@ -1,0 +1,63 @@
+"""The command line: parse, call, print. Heavy imports happen inside the commands, so ``--help`` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+
+from .. import __version__
+from ..errors import SdHyenaError, UsageError
+from ..settings import canonical_flags
+
+COMMANDS = {
+    "train": "teach Hyena layers to do what a model's self-attention does",
+    "generate": "draw pictures with any set of layers replaced",
+    "info": "print what a Hyena file holds",
+    "evaluate": "measure how far a student's pictures are from its teacher's",
+    "benchmark": "time a Hyena layer against attention at growing sizes",
+    "demo": "the whole story on the bundled model, with a report",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0 done, 1 failure, 2 usage, 130 interrupted."""
+    arguments = canonical_flags(list(sys.argv[1:] if argv is None else argv))
+    parser = argparse.ArgumentParser(
+        prog="sd-hyena",
+        description="Hyena operators in place of Stable Diffusion's self-attention.",
+        epilog="Every --long_name may also be written --long-name.",
+    )
+    parser.add_argument("--version", action="version", version=f"sd-hyena {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    asked = next((word for word in arguments if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == asked:  # the others' options are not needed, nor the imports behind their defaults
+            sub.add_argument("--debug", action="store_true", help="show tracebacks")
+            module = importlib.import_module(f".{name}", __name__)
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    args = vars(parser.parse_args(arguments))
+    run, debug = args.pop("run"), args.pop("debug")
+    del args["command"]
+    logging.basicConfig(level=logging.WARNING, format="sd-hyena: %(message)s")
+    logging.getLogger("sd_hyena").setLevel(logging.INFO)
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        return 130
+    except (UsageError, SdHyenaError) as error:
+        if debug:
+            raise
+        print(f"sd-hyena: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        reason = " ".join(str(error).split()) or "no message"
+        print(f"sd-hyena: {type(error).__name__}: {reason} (--debug shows where)", file=sys.stderr)
+        return 1

@@ -1,0 +1,47 @@
+"""``sd-hyena demo``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--out_dir", default="demo-out", help="folder to write (default: %(default)s)")
+    parser.add_argument("-n", "--n_steps", type=int, default=120, help="training steps (default: %(default)s)")
+    parser.add_argument("--prompts", type=int, default=16, help="held-out prompts to draw (default: %(default)s)")
+    parser.add_argument("-s", "--steps", type=int, default=20, help="diffusion steps (default: %(default)s)")
+    parser.add_argument("--widths", default="256,512,768,1024", help="image widths to time (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demonstration's files")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: %(default)s)")
+
+
+def run(args: dict[str, Any]) -> int:
+    from .benchmark import parse_widths
+    from .train import choose_device
+
+    widths = parse_widths(args["widths"])
+    if min(args["n_steps"], args["prompts"], args["steps"]) < 1:
+        raise UsageError("--n_steps, --prompts and --steps must be at least 1")
+    out = Path(args["out_dir"])
+    if (out / "report.html").exists() and not args["overwrite"]:
+        raise UsageError(f"{out / 'report.html'} exists: choose another --out_dir, or give --overwrite")
+
+    from ..demo.run import DemoSettings, demonstrate
+    from .display import comparison_table, console, layer_table, phase, training_progress
+
+    device = choose_device(args["device"])
+    settings = DemoSettings(str(out), args["n_steps"], args["prompts"], args["steps"], tuple(widths), device)
+    with training_progress(settings.n_steps) as advance:
+        result = demonstrate(settings, phase, advance)
+    layer_table(result.training)
+    comparison_table(result.comparison)
+    for row in result.rows:
+        if row.timing and "SDPA" not in row.kind:
+            speed = f"{row.timing.median:.1f} ms, {row.ratio:.2f}x attention's speed"
+            console.print(f"{row.width} px, one layer: {row.kind} {speed}")
+    console.print(f"{result.seconds:.0f} s in all; open {(out / 'report.html').resolve()}", soft_wrap=True)
+    return 0

@@ -1,0 +1,98 @@
+"""What the commands print: phases, the training progress bar, tables."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False)
+
+
+def phase(text: str) -> None:
+    """One dim line: what happens now."""
+    console.print(f"[dim]{text}[/dim]", soft_wrap=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.2f} steps/s" if task.speed else "- steps/s")
+
+
+@contextlib.contextmanager
+def training_progress(total: int, show: bool = True) -> Iterator[Callable[[Any], None]]:
+    """A bar with loss, relative error, steps/s and time left; without a terminal, a line now and then."""
+    lively = show and console.is_terminal
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("relative error {task.fields[worst]}"),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=console, disable=not lively)
+    task = bar.add_task("training", total=total, loss=float("nan"), worst="-", start=False)
+    every = max(1, total // 20)
+
+    def advance(progress: Any) -> None:
+        name, value = max(progress.relative_error.items(), key=lambda item: item[1])
+        if not bar.tasks[0].started:
+            bar.start_task(task)
+        bar.update(task, completed=progress.step, loss=progress.loss, worst=f"up to {value:.3f} ({name})")
+        if show and not lively and (progress.step % every == 0 or progress.step in (1, total)):
+            console.print(
+                f"step {progress.step}/{total} loss {progress.loss:.4f} relative error up to {value:.4f} ({name})",
+                soft_wrap=True,
+            )
+
+    with bar:
+        yield advance
+
+
+def layer_table(result: Any) -> None:
+    """Per-layer results on held-out batches, and their mean."""
+    table = Table(title=f"held-out results after {result.step} steps, {result.seconds:.0f} s")
+    table.add_column("layer")
+    table.add_column("operator")
+    for heading in ("channels", "grid", "relative error", "cosine"):
+        table.add_column(heading, justify="right")
+    for name, figures in result.figures.items():
+        config = result.configs[name]
+        kind = config.operator if config.operator == "causal" else f"hyena2d {config.form} {config.global_branch}"
+        table.add_row(
+            name,
+            kind,
+            str(config.dim),
+            f"{config.height}x{config.width}",
+            f"{figures['relative_error']:.4f}",
+            f"{figures['cosine']:.4f}",
+        )
+    count = len(result.figures)
+    means = [sum(f[key] for f in result.figures.values()) / count for key in ("relative_error", "cosine")]
+    table.add_section()
+    table.add_row("mean", "", "", "", *(f"{m:.4f}" for m in means))
+    console.print(table)
+
+
+def comparison_table(comparison: Any) -> None:
+    """Image distance, prompt fidelity and time of teacher and student."""
+    table = Table(title=f"{len(comparison.prompts)} held-out prompts, the same seeds")
+    table.add_column("")
+    table.add_column("teacher", justify="right")
+    table.add_column("student", justify="right")
+    values = comparison.psnr
+    table.add_row("PSNR to the teacher, mean", "-", f"{comparison.mean_psnr:.1f} dB")
+    table.add_row("PSNR to the teacher, worst", "-", f"{min(values):.1f} dB")
+    if comparison.fidelity:
+        for name in comparison.fidelity["teacher"]:
+            label = "prompt fidelity (mean)" if name == "prompt" else f"{name} as asked"
+            table.add_row(label, *(f"{comparison.fidelity[who][name]:.1%}" for who in ("teacher", "student")))
+    table.add_row("seconds per picture", f"{comparison.teacher_seconds:.2f}", f"{comparison.student_seconds:.2f}")
+    console.print(table)

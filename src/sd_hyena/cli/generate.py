@@ -1,0 +1,58 @@
+"""``sd-hyena generate``."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+from typing import Any
+
+from ..generate.settings import GenerateSettings
+from ..models import check_size, locate, size_defaults
+from ..settings import add_arguments as add_settings
+from ..settings import resolve
+from .train import choose_device
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_settings(parser, GenerateSettings)
+
+
+def run(args: dict[str, Any]) -> int:
+    settings = resolve(GenerateSettings, args, defaults=lambda given: size_defaults(given["model"]))
+    settings.validate()
+    source = locate(settings.model)
+    check_size(source.name, settings.width, settings.height)
+    from .. import checkpoint
+
+    for entry in settings.entries():
+        for file in entry:
+            checkpoint.load(file)
+    return _draw(settings, source)
+
+
+def _draw(settings: GenerateSettings, source: Any) -> int:
+    import torch
+
+    from ..generate.draw import contact_sheet, draw_sweep, save_png, use_scheduler
+    from ..models import fingerprint, load_pipeline
+    from .display import console, phase
+
+    device = choose_device(settings.device)
+    dtype = settings.dtype if settings.dtype != "auto" else "float32" if device == "cpu" else "float16"
+    phase(f"loading {source.name}")
+    pipe = load_pipeline(source, device, getattr(torch, dtype))
+    use_scheduler(pipe, settings.scheduler)
+    seed = settings.seed if settings.seed >= 0 else random.SystemRandom().randrange(2**31)
+    rows: list[list[Any]] = [[] for _ in settings.entries()]
+    total = len(rows) * settings.num_images * settings.iteration
+    for drawn in draw_sweep(pipe, settings, seed, fingerprint(pipe)["attention_sha256"][:10]):
+        rows[drawn.entry].append(drawn.image)
+        done = sum(map(len, rows))
+        console.print(f"{done}/{total} {drawn.path} seed {drawn.seed}, {drawn.seconds:.2f} s", soft_wrap=True)
+    if settings.grid:
+        labels = [" + ".join(files) or f"{settings.model} (attention)" for files in settings.entries()]
+        path = Path(settings.out_dir) / "grid.png"
+        save_png(contact_sheet(rows, labels), path)
+        console.print(str(path), soft_wrap=True)
+    return 0

@@ -1,0 +1,149 @@
+"""What ``make demo`` shows: teach five layers, draw with them, measure, time, and write it all down."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..api import load_hyena
+from ..benchmark.figures import plot_sizes
+from ..benchmark.layers import Row, as_dict, crossover, machine, run_sizes
+from ..distill.settings import TrainSettings
+from ..distill.state import locked
+from ..distill.trainer import Progress, Result, Trainer
+from ..evaluate import Comparison, add_fidelity, compare
+from ..files import atomic_path
+from ..generate.draw import contact_sheet, save_png
+from ..models import DEMO, fingerprint, load_pipeline, locate, size_defaults
+from .report import write_report
+from .scenes import held_out_scenes
+
+logger = logging.getLogger(__name__)
+GUIDANCE, FIRST_SEED = 5.0, 1000
+SHEET_COLUMNS = 8
+SD_LAYER = {"dim": 320, "heads": 8}  # IN01 of Stable Diffusion 1.x: what the times are taken on
+
+
+@dataclass
+class DemoSettings:
+    """How long the demonstration takes, mostly."""
+
+    out_dir: str
+    n_steps: int
+    prompts: int
+    steps: int
+    widths: tuple[int, ...]
+    device: str = "cpu"
+
+
+@dataclass
+class Demonstration:
+    """Everything the report shows."""
+
+    training: Result
+    curve: list[float]
+    comparison: Comparison
+    rows: list[Row]
+    machine: dict[str, Any]
+    seconds: float
+
+    def figures(self) -> dict[str, Any]:
+        """The measured numbers, as they are written to figures.json."""
+        kinds = dict.fromkeys(row.kind for row in self.rows)
+        return {
+            "machine": self.machine,
+            "layers": self.training.figures,
+            "mean_relative_error": self.mean_error,
+            "comparison": self.comparison.figures(),
+            "times": [as_dict(row) for row in self.rows],
+            "crossover_px": {kind: crossover(self.rows, kind) for kind in kinds if "SDPA" not in kind},
+            "training_seconds": self.training.seconds,
+            "seconds": self.seconds,
+        }
+
+    @property
+    def mean_error(self) -> float:
+        values = [f["relative_error"] for f in self.training.figures.values()]
+        return sum(values) / len(values)
+
+
+def training_settings(settings: DemoSettings) -> TrainSettings:
+    """The demonstration's training run, as ``sd-hyena train`` would be told."""
+    return TrainSettings(
+        teacher_model=DEMO,
+        target="high",
+        n_steps=settings.n_steps,
+        lr=1e-3,
+        save_every_n_steps=0,
+        seed=1,
+        n_images=48,
+        n_held_out=16,
+        draw_steps=10,
+        out_dir=settings.out_dir,
+        device=settings.device,
+        **size_defaults(DEMO),
+    )
+
+
+def demonstrate(
+    settings: DemoSettings,
+    phase: Callable[[str], None] = logger.info,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Demonstration:
+    """Runs the demonstration and writes pictures, figures and report.html to ``settings.out_dir``."""
+    from accelerate import Accelerator
+
+    started, out = time.time(), Path(settings.out_dir)
+    with locked(out):
+        phase("loading the bundled model")
+        pipe = load_pipeline(locate(DEMO), settings.device)
+        curve: list[float] = []
+
+        def advance(progress: Progress) -> None:
+            curve.append(progress.loss)
+            on_progress(progress)
+
+        accelerator = Accelerator(cpu=settings.device == "cpu")
+        choices = training_settings(settings)
+        trainer = Trainer(choices, pipe, fingerprint(pipe), accelerator, True, phase, advance)
+        training = trainer.run()
+        if training.interrupted:
+            raise KeyboardInterrupt
+        layers = load_hyena(pipe, training.files[-1])
+        scenes = held_out_scenes(settings.prompts)
+        phase(f"drawing {len(scenes)} held-out prompts twice; replaced: {', '.join(layers)}")
+        size = {"width": choices.width, "height": choices.height}
+        comparison = compare(
+            pipe,
+            [scene.caption for scene in scenes],
+            [FIRST_SEED + i for i in range(len(scenes))],
+            num_inference_steps=settings.steps,
+            guidance_scale=GUIDANCE,
+            **size,
+        )
+        add_fidelity(comparison)
+        phase("timing one layer of Stable Diffusion 1.x's size, attention against Hyena")
+        rows = run_sizes(settings.widths, batch=1, budget=6, report=lambda row: None, **SD_LAYER)
+        result = Demonstration(training, curve, comparison, rows, machine(), time.time() - started)
+        _write(out, result)
+    return result
+
+
+def _write(out: Path, result: Demonstration) -> None:
+    pairs = result.comparison
+    for number, (teacher, student) in enumerate(zip(pairs.teacher, pairs.student, strict=True)):
+        save_png(teacher, out / f"{number:02d}_teacher.png", pairs.prompts[number])
+        save_png(student, out / f"{number:02d}_student.png", pairs.prompts[number])
+    shown = slice(0, SHEET_COLUMNS)
+    labels = ["attention (teacher)", "five attn1 layers replaced by Hyena (student)"]
+    save_png(contact_sheet([pairs.teacher[shown], pairs.student[shown]], labels), out / "side_by_side.png")
+    title = f"one layer, 320 channels, batch 1: {result.machine['cpu']}, {result.machine['threads']} threads"
+    plot_sizes(result.rows, title, out / "times.png", out / "times.svg")
+    with atomic_path(out / "figures.json") as temporary:
+        temporary.write_text(json.dumps(result.figures(), indent=2))
+    write_report(out, result)

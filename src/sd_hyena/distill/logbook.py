@@ -1,0 +1,62 @@
+"""TensorBoard logs of a training run, through Accelerate's tracker."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ..patch import attach, detach
+from .students import Students
+from .trainer import Progress
+
+PICTURES = 2
+
+
+class Logbook:
+    """Writes scalars after each update, and teacher's and student's pictures from the same seeds at each save."""
+
+    def __init__(
+        self, accelerator: Accelerator, pipe: Any, prompts: list[str], size: tuple[int, int], steps: int
+    ) -> None:
+        self.accelerator, self.pipe, self.steps = accelerator, pipe, steps
+        self.prompts, self.size = prompts[:PICTURES], size
+        self._teacher_row: np.ndarray | None = None
+
+    def scalars(self, progress: Progress) -> None:
+        """Loss and relative error per layer, their mean, and the learning rate."""
+        values = {"loss": progress.loss, "lr": progress.lr}
+        values |= {f"loss/{name}": v for name, v in progress.mse.items()}
+        values |= {f"relative_error/{name}": v for name, v in progress.relative_error.items()}
+        self.accelerator.log(values, step=progress.step)
+
+    def pictures(self, step: int, students: Students) -> None:
+        """A sheet with the teacher's pictures above the students'."""
+        if self._teacher_row is None:
+            self._teacher_row = self._draw()
+        attach(self.pipe.unet, {name: copy.deepcopy(operator) for name, operator in students.items()})
+        try:
+            row = self._draw()
+        finally:
+            detach(self.pipe.unet)
+        sheet = np.concatenate([self._teacher_row, row], axis=0)
+        for tracker in self.accelerator.trackers:
+            tracker.log_images({"teacher above student": sheet[None]}, step=step, dataformats="NHWC")
+
+    @torch.no_grad()
+    def _draw(self) -> np.ndarray:
+        generators = [torch.Generator().manual_seed(i) for i in range(len(self.prompts))]
+        height, width = self.size
+        result = self.pipe(
+            self.prompts,
+            height=height,
+            width=width,
+            num_inference_steps=self.steps,
+            guidance_scale=5.0,
+            generator=generators,
+            output_type="np",
+        )
+        return np.concatenate(list(result.images), axis=1)

@@ -1,0 +1,57 @@
+"""What a training run keeps in its output folder besides the weights: a lock, and the state to resume from."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import SdHyenaError, UsageError
+from ..files import atomic_path
+
+STATE, LOCK = ".train-state.pt", ".train-lock"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Creates ``folder`` and holds it for one run; raises UsageError if another run has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / LOCK, "w")  # noqa: SIM115 - held open for the whole run
+    except OSError as error:
+        raise SdHyenaError(f"output folder {folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        raise UsageError(f"output folder {folder} is in use by another training run") from None
+    try:
+        for stray in folder.glob(".*.tmp"):
+            stray.unlink(missing_ok=True)
+        yield
+    finally:
+        handle.close()
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Replaces the folder's resume state atomically."""
+    with atomic_path(folder / STATE) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """The resume state, or None if the folder has none. Raises SdHyenaError if it is damaged."""
+    path = folder / STATE
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged file
+        raise SdHyenaError(
+            f"{path}: cannot resume from it ({os.path.basename(str(error))[:80]}): remove it to start anew"
+        ) from None

@@ -1,0 +1,353 @@
+"""The training loop: one teacher forward pass feeds all selected layers; Accelerate runs the optimisation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from .. import checkpoint
+from ..errors import SdHyenaError, UsageError
+from ..nn import OperatorConfig
+from ..targets import find_targets, select
+from .capture import Captured, capture
+from .data import TeacherInputs, default_prompts, draw_latents, read_prompts
+from .losses import cosine, relative_error
+from .settings import TrainSettings
+from .state import load_state, save_state
+from .students import Students, configure, start_from_teacher
+
+START_BATCHES = 2  # teacher batches on which mean attention is measured
+VALIDATION_BATCHES = 4
+# Settings that may differ between a run and its resumption; all others must be the same.
+MAY_CHANGE = {"log_dir", "out_dir", "save_every_n_steps", "device", "seed"}
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """What a training run tells its observer after each update."""
+
+    step: int
+    total: int
+    relative_error: dict[str, float]
+    mse: dict[str, float]
+    lr: float
+
+    @property
+    def loss(self) -> float:
+        """What was minimised: the mean relative error over the layers."""
+        return sum(self.relative_error.values()) / len(self.relative_error)
+
+
+@dataclass
+class Result:
+    """What a run ends with: per layer, figures on held-out batches; the files written; whether cut short."""
+
+    figures: dict[str, dict[str, float]]
+    configs: dict[str, OperatorConfig]
+    files: list[Path]
+    step: int
+    interrupted: int = 0  # the signal's number
+    seconds: float = 0.0
+    seed: int = 0
+
+
+class Trainer:
+    """Teaches the operators of the selected layers of one pipeline.
+
+    ``on_progress`` is called after every update, ``on_phase`` with a line for each longer phase, ``on_save``
+    after each save with the step and the students.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        pipe: Any,
+        teacher: dict[str, str],
+        accelerator: Accelerator,
+        is_demo: bool = False,
+        on_phase: Callable[[str], None] = logger.info,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_save: Callable[[int, Students], None] = lambda step, students: None,
+    ) -> None:
+        self.settings, self.pipe, self.teacher, self.accelerator = settings, pipe, teacher, accelerator
+        self.on_phase, self.on_progress, self.on_save, self.is_demo = on_phase, on_progress, on_save, is_demo
+        self.out = Path(settings.out_dir)
+        self.targets = select(find_targets(pipe.unet), settings.target)
+        self.attentions = {t.name: pipe.unet.get_submodule(t.path) for t in self.targets}
+        factor = pipe.vae_scale_factor
+        self.grid = (settings.height // factor, settings.width // factor)
+        self.configs = self._configure()
+        self._signal = 0
+        self.files: list[Path] = []
+
+    def run(self, resume: bool = False) -> Result:
+        """Trains to the last step, or until SIGINT or SIGTERM; then saves. Raises SdHyenaError if the loss
+        stops being finite, leaving the last good files in place."""
+        started = time.time()
+        state = load_state(self.out) if resume else None
+        if resume and state is None:
+            self.on_phase(f"nothing to resume in {self.out}: starting at step 0")
+        self.seed = self._choose_seed(state)
+        torch.manual_seed(self.seed)
+        self._prepare_inputs()
+        students = self._make_students(started_from=state)
+        optimizer = self._optimizer(students)
+        scheduler = self._scheduler(optimizer)
+        step = 0
+        if state is not None:
+            self._check_same_run(state)
+            step = state["step"]
+            students.load_state_dict(state["students"])
+            optimizer.load_state_dict(state["optimizer"])
+            scheduler.load_state_dict(state["scheduler"])
+            self.on_phase(f"resuming at step {step}")
+        self.students, self.optimizer, self.scheduler = self.accelerator.prepare(students, optimizer, scheduler)
+        step = self._train(step)
+        figures = self._evaluate() if not self._signal else {}
+        # Saving again at the end adds the held-out figures to the last file.
+        self._save(step, figures)
+        return Result(figures, self.configs, self.files, step, self._signal, time.time() - started, self.seed)
+
+    # -- setting up ---------------------------------------------------------------------------------
+
+    def _configure(self) -> dict[str, OperatorConfig]:
+        try:
+            if self.settings.pretrained_weight:
+                return self._pretrained_configs()
+            choices = self.settings.operator_choices()
+            return {t.name: configure(t, self.grid, self.attentions[t.name], **choices) for t in self.targets}
+        except ValueError as error:
+            raise error if isinstance(error, UsageError) else UsageError(f"hyena settings: {error}") from None
+
+    def _pretrained_configs(self) -> dict[str, OperatorConfig]:
+        from ..api import choose_layers
+        from ..patch import check_fit
+
+        path = self.settings.pretrained_weight
+        file = self._pretrained = checkpoint.load(path)
+        chosen = choose_layers(self.pipe.unet, file, self.settings.target)
+        missing = [t.name for t in self.targets if t.name not in chosen.values()]
+        if missing:
+            raise UsageError(f"{path}: holds no layer {', '.join(missing)}; it has {', '.join(file.layers)}")
+        self._stored_name = {target: stored for stored, target in chosen.items()}
+        for stored, target in chosen.items():
+            check_fit(find_targets(self.pipe.unet), target, file.build(stored))
+        logger.warning(
+            "%s sets the operators: the --hyena_*, --operator, --form, --global_branch and --init options do not apply",
+            path,
+        )
+        return {target: file.layers[stored].config for stored, target in chosen.items()}
+
+    def _choose_seed(self, state: dict[str, Any] | None) -> int:
+        given = self.settings.seed
+        if state is None:
+            return given if given >= 0 else random.SystemRandom().randrange(2**31)
+        if given not in (-1, state["seed"]):
+            raise UsageError(f"cannot resume {self.out} with seed {given}: the run's seed is {state['seed']}")
+        return state["seed"]
+
+    def _prepare_inputs(self) -> None:
+        s = self.settings
+        prompts = read_prompts(s.prompts) if s.prompts else default_prompts(self.is_demo)
+        # Noise training draws pictures too, but only to be measured on.
+        count = s.n_images if s.data == "teacher" else 1
+        self.on_phase(
+            f"the teacher draws {count + s.n_held_out} pictures ({s.draw_steps} steps each; kept for later runs)"
+        )
+        with self.accelerator.main_process_first():
+            data = draw_latents(self.pipe, self.teacher, prompts, self.grid, count, s.n_held_out, s.draw_steps)
+        self.inputs = TeacherInputs(self.pipe, data, self.seed)
+
+    def _make_students(self, started_from: dict[str, Any] | None) -> Students:
+        operators = {name: config.build() for name, config in self.configs.items()}
+        if self.settings.pretrained_weight:
+            for name, operator in operators.items():
+                operator.load_state_dict(self._pretrained.tensors[self._stored_name[name]])
+        elif self.settings.init == "teacher" and started_from is None:
+            self.on_phase("measuring the teacher's mean attention to start from")
+            batches = [self._teacher_pass(-1 - i, range(self.settings.batch_size)) for i in range(START_BATCHES)]
+            for name, operator in operators.items():
+                operator.to(self.accelerator.device)
+                start_from_teacher(operator, self.attentions[name], [batch[name] for batch in batches])
+        return Students(operators, self.attentions).to(self.accelerator.device)
+
+    def _optimizer(self, students: Students) -> torch.optim.Optimizer:
+        groups = []
+        for _, operator in students.items():
+            decayed = [p for n, p in operator.named_parameters() if n.startswith(("in_proj.weight", "out_proj.weight"))]
+            chosen = {id(p) for p in decayed}
+            groups.append({"params": decayed, "weight_decay": self.settings.weight_decay})
+            groups.append({"params": [p for p in operator.parameters() if id(p) not in chosen], "weight_decay": 0.0})
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.settings.lr)
+
+    def _scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
+        from diffusers.optimization import get_scheduler
+
+        # Accelerate steps the schedule once per process at each update.
+        scale = self.accelerator.num_processes
+        return get_scheduler(
+            self.settings.lr_scheduler,
+            optimizer,
+            num_warmup_steps=min(self.settings.lr_warmup_steps, self.settings.n_steps) * scale,
+            num_training_steps=self.settings.n_steps * scale,
+        )
+
+    # -- the loop -----------------------------------------------------------------------------------
+
+    def _train(self, step: int) -> int:
+        s = self.settings
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while step < s.n_steps and not self._signal:
+                lr = self.scheduler.get_last_lr()[0]
+                errors, mse = self._update(step)
+                step += 1
+                self.on_progress(Progress(step, s.n_steps, errors, mse, lr))
+                if step < s.n_steps and s.save_every_n_steps and step % s.save_every_n_steps == 0:
+                    self._save(step, {})
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return step
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._signal:
+            raise KeyboardInterrupt
+        self._signal = number
+        self.on_phase("stopping after this step (once more: at once)")
+
+    def _update(self, step: int) -> tuple[dict[str, float], dict[str, float]]:
+        """One update; relative error and mean squared error per layer, averaged over the global batch."""
+        s, accelerator = self.settings, self.accelerator
+        parts = s.gradient_accumulation_steps
+        first = accelerator.process_index * s.batch_size
+        errors: dict[str, Tensor] = {}
+        mse: dict[str, Tensor] = {}
+        for part in range(parts):
+            start = part * s.batch_size * accelerator.num_processes + first
+            records = self._records(step, range(start, start + s.batch_size))
+            with accelerator.accumulate(self.students):
+                with accelerator.autocast():
+                    outputs = self.students(records)
+                losses = {name: relative_error(y, records[name].y) for name, y in outputs.items()}
+                accelerator.backward(torch.stack(list(losses.values())).mean())
+                for name, value in losses.items():
+                    errors[name] = errors.get(name, 0) + value.detach() / parts
+                    difference = outputs[name].detach().float() - records[name].y.float()
+                    mse[name] = mse.get(name, 0) + difference.square().mean() / parts
+                if accelerator.sync_gradients:
+                    self._check_finite(step, errors)
+                    if s.max_grad_norm:
+                        for _, operator in accelerator.unwrap_model(self.students).items():
+                            accelerator.clip_grad_norm_(operator.parameters(), s.max_grad_norm)
+                self.optimizer.step()
+                self.scheduler.step()
+                self.optimizer.zero_grad()
+        return self._over_processes(errors), self._over_processes(mse)
+
+    def _over_processes(self, values: dict[str, Tensor]) -> dict[str, float]:
+        return {name: self.accelerator.reduce(value, "mean").item() for name, value in values.items()}
+
+    def _check_finite(self, step: int, errors: dict[str, Tensor]) -> None:
+        bad = [name for name, value in errors.items() if not math.isfinite(value.item())]
+        if bad:
+            last = f"; the last good file is {self.files[-1]}" if self.files else ""
+            raise SdHyenaError(
+                f"the loss of {', '.join(bad)} is not finite at step {step + 1} (seed {self.seed}): lower --lr{last}"
+            )
+
+    def _records(self, step: int, positions: Sequence[int]) -> dict[str, Captured]:
+        if self.settings.data == "noise":
+            return self._noise_pass(step, positions)
+        return self._teacher_pass(step, positions)
+
+    @torch.no_grad()
+    def _teacher_pass(self, step: int, positions: Sequence[int], validation: bool = False) -> dict[str, Captured]:
+        with capture(self.pipe.unet, self.targets) as records:
+            self.pipe.unet(**self.inputs.batch(step, positions, validation))
+        return dict(records)
+
+    @torch.no_grad()
+    def _noise_pass(self, step: int, positions: Sequence[int]) -> dict[str, Captured]:
+        """The original's data: each layer sees normal noise instead of activations."""
+        records = {}
+        for number, target in enumerate(self.targets):
+            h, w = target.grid(self.grid)
+            samples = []
+            for position in positions:
+                key = hashlib.sha256(f"{self.seed}/noise/{step}/{number}/{position}".encode()).digest()
+                generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+                samples.append(torch.randn(h * w, target.dim, generator=generator))
+            attention = self.attentions[target.name]
+            x = torch.stack(samples).to(self.pipe.unet.device, self.pipe.unet.dtype)
+            records[target.name] = Captured(x, attention(x), (h, w))
+        return records
+
+    # -- measuring and saving -----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, dict[str, float]]:
+        """Relative error and cosine per layer on held-out latents, the same batches in every run."""
+        students = self.accelerator.unwrap_model(self.students).eval()
+        sums: dict[str, dict[str, float]] = {t.name: {"relative_error": 0.0, "cosine": 0.0} for t in self.targets}
+        inputs, self.inputs = self.inputs, TeacherInputs(self.pipe, self.inputs.data, seed=0)
+        for batch in range(VALIDATION_BATCHES):
+            records = self._teacher_pass(batch, range(16), validation=True)
+            with self.accelerator.autocast():
+                outputs = students(records)
+            for name, y in outputs.items():
+                sums[name]["relative_error"] += relative_error(y, records[name].y).item() / VALIDATION_BATCHES
+                sums[name]["cosine"] += cosine(y, records[name].y).item() / VALIDATION_BATCHES
+        self.inputs = inputs
+        students.train()
+        return sums
+
+    def _save(self, step: int, figures: dict[str, dict[str, float]]) -> None:
+        """The weights after ``step`` updates, then the state to resume from."""
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        students = self.accelerator.unwrap_model(self.students)
+        training = asdict(self.settings) | {"seed": self.seed, "step": step}
+        operators = {name: (self.configs[name], operator) for name, operator in students.items()}
+        groups = [[name] for name in operators] if "{t" in self.settings.name_format else [list(operators)]
+        for names in groups:
+            path = self.out / (self.settings.name_format.format(s=step, t=names[0]) + ".safetensors")
+            checkpoint.save(
+                path, {n: operators[n] for n in names}, teacher=self.teacher, training=training, figures=figures
+            )
+            if path not in self.files:
+                self.files.append(path)
+        save_state(
+            self.out,
+            {
+                "step": step,
+                "seed": self.seed,
+                "settings": json.dumps(asdict(self.settings)),
+                "students": students.state_dict(),
+                "optimizer": self.optimizer.optimizer.state_dict(),
+                "scheduler": self.scheduler.scheduler.state_dict(),
+            },
+        )
+        self.on_save(step, students)
+
+    def _check_same_run(self, state: dict[str, Any]) -> None:
+        before, now = json.loads(state["settings"]), asdict(self.settings)
+        changed = [k for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
+        if changed:
+            pairs = ", ".join(f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed)
+            raise UsageError(f"cannot resume {self.out} with other settings: {pairs}")

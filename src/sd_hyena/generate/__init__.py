@@ -1,0 +1,1 @@
+"""From a prompt to pictures: settings, and the drawing itself."""

@@ -1,0 +1,149 @@
+"""Drawing pictures: sweeps over Hyena files, seeds per picture, file names, PNG metadata, contact sheets."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from .. import patch
+from ..api import load_hyena
+from ..errors import SdHyenaError, UsageError
+from ..files import atomic_path
+from .settings import SCHEDULERS, GenerateSettings
+
+
+@dataclass
+class Drawn:
+    """One finished picture."""
+
+    image: Image.Image
+    path: Path
+    entry: int
+    seed: int
+    seconds: float
+
+
+def use_scheduler(pipe: Any, name: str) -> None:
+    """Gives the pipeline the named sampler, with the model's noise schedule. "model" keeps its own."""
+    if name == "model":
+        return
+    import diffusers
+
+    kind, options = SCHEDULERS[name]
+    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **options)
+
+
+def sample(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> list[Image.Image]:
+    """One picture per prompt; picture i depends on prompt i and seed i alone, not on its batch."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipe(list(prompts), generator=generators, **options).images
+
+
+def attach_entry(pipe: Any, files: Sequence[str], settings: GenerateSettings) -> list[str]:
+    """Makes ``files`` the only Hyena layers in the pipeline; returns the layers replaced.
+
+    Raises UsageError if two stacked files hold the same layer.
+    """
+    patch.detach(pipe.unet)
+    replaced: list[str] = []
+    for file in files:
+        scaling = None if settings.scaling == "file" else settings.scaling
+        names = load_hyena(pipe, file, settings.target or None, scaling)
+        twice = sorted(set(names) & set(replaced))
+        if twice:
+            raise UsageError(f"{'+'.join(files)}: layer {twice[0]} is in more than one of the stacked files")
+        replaced += names
+    return replaced
+
+
+def draw_sweep(pipe: Any, settings: GenerateSettings, seed: int, model_hash: str) -> Iterator[Drawn]:
+    """Draws and saves every image of the sweep, entry by entry; the same seeds for every entry."""
+    paths, entries = settings.plan(), settings.entries()
+    for files in entries:  # every file is checked against the model before the first picture is drawn
+        attach_entry(pipe, files, settings)
+    try:
+        Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SdHyenaError(f"output folder {settings.out_dir}: {error.strerror}") from None
+    for h, files in enumerate(entries):
+        layers = attach_entry(pipe, files, settings)
+        for b in range(settings.iteration):
+            first = b * settings.num_images
+            seeds = [seed + first + i for i in range(settings.num_images)]
+            started = time.perf_counter()
+            prompts = [settings.prompt] * len(seeds)
+            images = sample(
+                pipe,
+                prompts,
+                seeds,
+                negative_prompt=[settings.negative_prompt] * len(seeds),
+                **settings.sampling_options(),
+            )
+            seconds = (time.perf_counter() - started) / len(seeds)
+            for i, image in enumerate(images):
+                text = parameters_text(pipe, settings, seeds[i], model_hash, files, layers)
+                save_png(image, paths[h][first + i], text)
+                yield Drawn(image, paths[h][first + i], h, seeds[i], seconds)
+    patch.detach(pipe.unet)
+
+
+def parameters_text(
+    pipe: Any, settings: GenerateSettings, seed: int, model_hash: str, files: Sequence[str], layers: Sequence[str]
+) -> str:
+    """The ``parameters`` chunk as A1111's web UI writes it, plus Hyena fields."""
+    fields = {
+        "Steps": settings.steps,
+        "Sampler": type(pipe.scheduler).__name__.removesuffix("Scheduler"),
+        "CFG scale": f"{settings.cfg_scale:g}",
+        "Seed": seed,
+        "Size": f"{settings.width}x{settings.height}",
+        "Model hash": model_hash,
+        "Model": Path(settings.model).stem,
+    }
+    if files:
+        fields["Hyena"] = "+".join(Path(f).name for f in files)
+        fields["Hyena hash"] = "+".join(hashlib.sha256(Path(f).read_bytes()).hexdigest()[:10] for f in files)
+        fields["Hyena layers"] = " ".join(layers)
+    lines = [
+        settings.prompt,
+        f"Negative prompt: {settings.negative_prompt}",
+        ", ".join(f"{k}: {v}" for k, v in fields.items()),
+    ]
+    return "\n".join(lines)
+
+
+def save_png(image: Image.Image, path: Path, parameters: str = "") -> None:
+    """Writes a PNG atomically. Raises SdHyenaError if it cannot be written."""
+    info = PngInfo()
+    if parameters:
+        info.add_itxt("parameters", parameters) if not parameters.isascii() else info.add_text("parameters", parameters)
+    try:
+        with atomic_path(path) as temporary:
+            image.save(temporary, "PNG", pnginfo=info)
+    except OSError as error:
+        raise SdHyenaError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def contact_sheet(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str]) -> Image.Image:
+    """One labelled row of pictures per entry. All pictures have the same size."""
+    width, height = rows[0][0].size
+    gap, bar = 6, 26
+    font = ImageFont.load_default(16)
+    sheet = Image.new("RGB", (gap + max(map(len, rows)) * (width + gap), len(rows) * (bar + height + gap)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for r, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        top = r * (bar + height + gap)
+        fitting = (label[k:] if k == 0 else f"...{label[k:]}" for k in range(len(label) + 1))
+        text = next((t for t in fitting if draw.textlength(t, font) <= sheet.width - 2 * gap), "")
+        draw.text((gap, top + bar / 2), text, "black", font, anchor="lm")
+        for c, image in enumerate(row):
+            sheet.paste(image, (gap + c * (width + gap), top + bar))
+    return sheet

@@ -1,0 +1,123 @@
+"""What ``sd-hyena generate`` can be told, and the file names that follow from it. Light: imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..names import check_format, used_fields
+from ..settings import option
+from ..targets import parse_names
+
+# name on the command line -> diffusers class and the options that make it
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": False}),
+    "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+NAME_FIELDS = {"h": int, "n": int, "b": int, "i": int}
+GRID_NAME = "grid"
+
+
+@dataclass
+class GenerateSettings:
+    """Settings of one ``sd-hyena generate``. ``validate`` checks what needs no model."""
+
+    model: str = option(help="demo, a diffusers folder, a single file, a hub id", short="-m")
+    prompt: str = option(help="what to draw", short="-p")
+    hyena: str = option(
+        "",
+        "Hyena file(s): comma-separated entries are drawn in turn, a+b stacks, an empty entry is the plain model",
+        short="-y",
+    )
+    target: str = option("", "which layers to replace; unless given, all that the file holds", short="-t")
+    negative_prompt: str = option("", "what not to draw", short="-q")
+    width: int = option(512, "image width in px; demo: 256 unless given", short="-W")
+    height: int = option(512, "image height in px; demo: 256 unless given", short="-H")
+    num_images: int = option(4, "images per iteration", short="-n")
+    steps: int = option(30, "diffusion steps", short="-s")
+    cfg_scale: float = option(7.0, "classifier-free guidance scale; 0 disables guidance", short="-c")
+    iteration: int = option(1, "iterations; num_images * iterations images in all", short="-i")
+    seed: int = option(-1, "of the first image, the next ones count up; -1 draws one", short="-k")
+    out_dir: str = option("./", "folder for the images", short="-o")
+    name_format: str = option(
+        "image_{n:03d}",
+        "file name; {h}: entry, {b}: iteration, {i}: image in it, {n}: image of the entry (of the sweep without {h})",
+        short="-f",
+    )
+    scaling: str = option(
+        "file", "how filters grow to larger images; file: as trained", choices=("file", "extend", "stretch")
+    )
+    scheduler: str = option("model", "sampler; model: the model's own", choices=("model", *SCHEDULERS))
+    dtype: str = option(
+        "auto", "auto: float16 on a GPU, float32 on the CPU", choices=("auto", "float32", "float16", "bfloat16")
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    grid: bool = option(False, "also save a contact sheet of the sweep, grid.png")
+    overwrite: bool = option(False, "replace files that are already there")
+
+    def validate(self) -> None:
+        """Raises UsageError for the first setting that cannot work."""
+        for name in ("num_images", "iteration", "steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} is {getattr(self, name)}, but must be at least 1")
+        if not (self.cfg_scale == 0 or 1 <= self.cfg_scale <= 100):
+            raise UsageError(f"--cfg_scale is {self.cfg_scale:g}, but must be 0 (no guidance) or from 1 to 100")
+        if not -1 <= self.seed < 2**63 - 2**20:
+            raise UsageError(f"--seed is {self.seed}, but must be -1 or a whole number from 0")
+        if self.target:
+            parse_names(self.target)
+        check_format(self.name_format, NAME_FIELDS)
+        for entry in self.entries():
+            for file in entry:
+                if not Path(file).is_file():
+                    raise UsageError(f"--hyena: no file {file}")
+        self.plan()
+
+    def entries(self) -> list[list[str]]:
+        """The sweep: for each entry, the files stacked in it."""
+        entries = []
+        for text in self.hyena.split(","):
+            text = text.strip()
+            whole = [text] if text else []
+            stacked = [part.strip() for part in text.split("+") if part.strip()]
+            entries.append(whole if not text or Path(text).is_file() else stacked)
+        return entries
+
+    def plan(self) -> list[list[Path]]:
+        """The path of every image, by entry. Raises UsageError where two collide or one exists."""
+        per_entry, folder = self.num_images * self.iteration, Path(self.out_dir)
+        restart = "h" in used_fields(self.name_format)
+        paths = []
+        for h in range(len(self.entries())):
+            row = []
+            for j in range(per_entry):
+                n = j if restart else h * per_entry + j
+                stem = self.name_format.format(h=h, n=n, b=j // self.num_images, i=j % self.num_images)
+                row.append(folder / f"{stem}.png")
+            paths.append(row)
+        flat = [p for row in paths for p in row] + ([folder / f"{GRID_NAME}.png"] if self.grid else [])
+        if len(set(flat)) < len(flat):
+            raise UsageError(
+                f"--name_format {self.name_format!r} repeats names: use {{n}}, or {{h}} with {{b}} and {{i}}"
+            )
+        existing = [p for p in flat if p.exists()]
+        if existing and not self.overwrite:
+            raise UsageError(f"{existing[0]} exists: choose another --out_dir or --name_format, or give --overwrite")
+        return paths
+
+    def sampling_options(self) -> dict[str, Any]:
+        """The pipeline's keyword arguments for size, steps and guidance."""
+        return {
+            "width": self.width,
+            "height": self.height,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.cfg_scale,
+        }

@@ -1,0 +1,166 @@
+"""Finding and loading teachers: the bundled model, a diffusers folder, a single file, a hub id.
+
+This is one of the few places that import diffusers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import SdHyenaError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+DEMO = "demo"
+DEMO_DIR = Path(__file__).parent / "demo" / "teacher"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SINGLE_FILE = (".safetensors", ".ckpt")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: ``kind`` is "folder", "file" or "hub"; ``name`` is what the user typed."""
+
+    name: str
+    kind: str
+    location: str
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether this is the bundled model, asked for by its name."""
+        return self.name == DEMO
+
+
+def locate(name: str) -> ModelSource:
+    """Raises UsageError if ``name`` is neither the bundled model, something on disk, nor shaped like a hub id."""
+    if name == DEMO:
+        return ModelSource(name, "folder", str(DEMO_DIR))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise UsageError(f"model {name}: the folder has no model_index.json, so it is not a diffusers pipeline")
+        return ModelSource(name, "folder", str(path))
+    if path.is_file():
+        if path.suffix.lower() not in _SINGLE_FILE:
+            raise UsageError(f"model {name}: a single-file checkpoint ends in .safetensors or .ckpt")
+        return ModelSource(name, "file", str(path))
+    if path.suffix.lower() in _SINGLE_FILE or not _HUB_ID.fullmatch(name):
+        raise UsageError(
+            f"model {name} not found: give demo, a diffusers folder, a .safetensors or .ckpt file, or a hub id"
+        )
+    return ModelSource(name, "hub", name)
+
+
+def size_defaults(model: str) -> dict[str, int]:
+    """Width and height, in px, of a run that names none, where they differ from 512: the bundled model's."""
+    if model != DEMO:
+        return {}
+    config = json.loads((DEMO_DIR / "unet" / "config.json").read_text())
+    return dict.fromkeys(("width", "height"), config["sample_size"] * 8)
+
+
+def unet_skeleton(source: ModelSource) -> torch.nn.Module | None:
+    """The UNet without weights, for checking targets and sizes early; None if only loading can tell."""
+    if source.kind != "folder":
+        return None
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    try:
+        config = json.loads((Path(source.location) / "unet" / "config.json").read_text())
+        with torch.device("meta"):
+            return UNet2DConditionModel.from_config(config)
+    except (OSError, ValueError, TypeError) as error:
+        raise SdHyenaError(f"model {source.name}: its UNet's config.json cannot be used: {error}") from None
+
+
+def load_pipeline(
+    source: ModelSource, device: str = "cpu", dtype: torch.dtype | None = None, config: str | None = None
+) -> Any:
+    """A ``StableDiffusionPipeline`` (or XL) in evaluation mode, without a safety checker.
+
+    ``config`` is a folder of component configs for single files; the bundled model's files need the
+    bundled configs, others fall back to what diffusers finds. Raises SdHyenaError if it cannot be loaded.
+    """
+    import torch
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+
+    quiet_libraries()
+    options: dict[str, Any] = {"dtype": dtype or torch.float32}
+    try:
+        if source.kind == "file":
+            folder = config or _matching_config(Path(source.location))
+            if folder:
+                options |= {"config": str(folder), "local_files_only": True}
+            pipe = StableDiffusionPipeline.from_single_file(source.location, safety_checker=None, **options)
+        elif source.kind == "folder":
+            pipe = DiffusionPipeline.from_pretrained(source.location, local_files_only=True, **options)
+        else:
+            pipe = DiffusionPipeline.from_pretrained(source.location, **options)
+    except Exception as error:  # diffusers, transformers and the hub raise many unrelated types
+        reason = " ".join(str(error).split())[:300]
+        raise SdHyenaError(f"model {source.name}: cannot be loaded: {reason}") from error
+    if not hasattr(pipe, "unet"):
+        raise UsageError(f"model {source.name}: {type(pipe).__name__} has no UNet")
+    pipe.set_progress_bar_config(disable=True)
+    for module in (pipe.unet, pipe.vae):
+        module.eval().requires_grad_(False)
+    return pipe.to(device)
+
+
+def quiet_libraries() -> None:
+    """Stops diffusers' and transformers' own progress bars and advice; errors still reach the user."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+def _matching_config(path: Path) -> Path | None:
+    """The bundled configs, if the file's first convolution has the bundled model's width."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix.lower() != ".safetensors":
+        return None
+    key = "model.diffusion_model.input_blocks.0.0.weight"
+    try:
+        with safe_open(path, framework="pt") as file:
+            width = file.get_slice(key).get_shape()[0] if key in set(file.keys()) else 0
+    except (SafetensorError, OSError) as error:
+        raise SdHyenaError(f"model {path}: not a readable safetensors file ({error})") from None
+    bundled = json.loads((DEMO_DIR / "unet" / "config.json").read_text())["block_out_channels"][0]
+    return DEMO_DIR if width == bundled else None
+
+
+def fingerprint(pipe: Any) -> dict[str, str]:
+    """Identifies a teacher by its UNet: class, widths and a hash over its attention weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(pipe.unet.state_dict().items()):
+        if ".attn1." in name:
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    widths = "-".join(map(str, pipe.unet.config.block_out_channels))
+    return {"class": type(pipe).__name__, "widths": widths, "attention_sha256": digest.hexdigest()[:16]}
+
+
+def check_size(name: str, width: int, height: int, factor: int = 8) -> None:
+    """Raises UsageError unless a model can draw a ``width`` x ``height`` px image.
+
+    Any multiple of the VAE factor works: where a grid side is odd, diffusers passes the upsampling size.
+    """
+    for label, value in (("width", width), ("height", height)):
+        if value <= 0 or value % factor:
+            near = max(factor, round(value / factor) * factor)
+            raise UsageError(f"{label} {value} px: model {name} needs a positive multiple of {factor}, such as {near}")
+        if value > 16384:
+            raise UsageError(f"{label} {value} px: the largest supported size is 16384")

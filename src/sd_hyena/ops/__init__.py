@@ -1,0 +1,1 @@
+"""Functions on tensors: a naive reference for each, and the fast version held to it."""

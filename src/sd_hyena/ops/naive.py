@@ -1,0 +1,43 @@
+"""Reference definitions, O(L^2), written for reading. Every fast path in this package is held to them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def causal_conv1d(u: Tensor, k: Tensor) -> Tensor:
+    """``y[t] = sum_{s <= t} k[t - s] u[s]``.
+
+    u: (..., D, L); k: (D, L) or (D, K) with any number of taps K. Returns (..., D, L).
+    """
+    length = u.shape[-1]
+    taps = F.pad(k, (0, max(0, length - k.shape[-1])))
+    lag = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    matrix = torch.where(lag >= 0, taps[:, lag.clamp(min=0)], taps.new_zeros(()))
+    return torch.einsum("dts,...ds->...dt", matrix, u)
+
+
+def conv2d(u: Tensor, k: Tensor) -> Tensor:
+    """``y[i, j] = sum_{p, q} K[i - p, j - q] u[p, q]``, zero outside the grid.
+
+    u: (B, D, h, w); k: (D, 2 ry + 1, 2 rx + 1), whose centre tap is offset (0, 0). Returns (B, D, h, w).
+    """
+    h, w = u.shape[-2:]
+    ry, rx = k.shape[-2] // 2, k.shape[-1] // 2
+    dy = torch.arange(h)[:, None] - torch.arange(h)[None, :]
+    dx = torch.arange(w)[:, None] - torch.arange(w)[None, :]
+    inside = (dy.abs() <= ry)[:, :, None, None] & (dx.abs() <= rx)[None, None]
+    matrix = k[:, (dy + ry).clamp(0, 2 * ry)[:, :, None, None], (dx + rx).clamp(0, 2 * rx)[None, None]]
+    return torch.einsum("dipjq,bdpq->bdij", matrix * inside, u)
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``y_i = sum_j <f(q_i), f(k_j)> v_j / sum_j <f(q_i), f(k_j)>`` with f = elu + 1.
+
+    q, k, v: (B, heads, head_dim, L). Returns (B, heads, head_dim, L).
+    """
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    weights = torch.einsum("bhdi,bhdj->bhij", q, k)
+    return torch.einsum("bhij,bhdj->bhdi", weights / weights.sum(-1, keepdim=True), v)

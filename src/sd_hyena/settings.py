@@ -1,0 +1,111 @@
+"""Dataclasses as settings: command-line flags, TOML recipes and saved metadata are views of the same fields.
+
+Precedence: flag, then recipe, then default. Every flag ``--some_name`` may also be written ``--some-name``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import UsageError
+
+T = TypeVar("T")
+
+
+def option(
+    default: Any = dataclasses.MISSING, help: str = "", *, short: str = "", choices: tuple[str, ...] | None = None
+) -> Any:
+    """A dataclass field with what its command-line flag needs."""
+    return dataclasses.field(default=default, metadata={"help": help, "short": short, "choices": choices})
+
+
+def add_arguments(parser: argparse.ArgumentParser, settings: type) -> None:
+    """One flag per field. Flags that are not given leave no trace, so that a recipe can fill them."""
+    for f in dataclasses.fields(settings):
+        names = [n for n in (f.metadata["short"], f"--{f.name}") if n]
+        text = f.metadata["help"]
+        if f.default is not dataclasses.MISSING and f.type != "bool":
+            text += f" (default: {f.default if f.default != '' else 'none'})"
+        common: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+        if f.type == "bool":
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction if f.default else "store_true", **common)
+        else:
+            kind = {"int": int, "float": float, "str": str}[f.type]
+            parser.add_argument(
+                *names,
+                type=kind,
+                choices=f.metadata["choices"],
+                metavar=None if f.metadata["choices"] else f.type.upper(),
+                **common,
+            )
+
+
+def canonical_flags(argv: list[str]) -> list[str]:
+    """``--some-name=x`` -> ``--some_name=x``; values and everything after ``--`` are left alone."""
+    result = []
+    for position, word in enumerate(argv):
+        if word == "--":
+            return result + argv[position:]
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            prefix = "--no-" if name.startswith("--no-") else "--"
+            word = prefix + name[len(prefix) :].replace("-", "_") + equals + value
+        result.append(word)
+    return result
+
+
+def resolve(
+    settings: type[T],
+    flags: dict[str, Any],
+    recipe: Path | str | None = None,
+    defaults: Callable[[dict[str, Any]], dict[str, Any]] = lambda given: {},
+) -> T:
+    """The settings from given flags over a recipe's values over defaults.
+
+    ``defaults`` may replace the fields' own defaults, knowing what was given. Raises UsageError for an
+    unreadable recipe, a key that is no setting, a value of the wrong type, or a required setting that
+    neither gives.
+    """
+    values = (_read_recipe(settings, Path(recipe)) if recipe else {}) | flags
+    required = [f for f in dataclasses.fields(settings) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
+    for f in required:
+        if f.name not in values:
+            raise UsageError(f"{f.metadata['short']}/--{f.name} is required: {f.metadata['help']}")
+    return settings(**(defaults(values) | values))
+
+
+def _read_recipe(settings: type, path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: cannot read the recipe: {getattr(error, 'strerror', None) or error}") from None
+    fields = {f.name: f for f in dataclasses.fields(settings)}
+    for key, value in values.items():
+        if key not in fields:
+            raise UsageError(f"{path}: {key!r} is not a setting; there are {', '.join(fields)}")
+        kind = {"int": int, "float": (int, float), "str": str, "bool": bool}[fields[key].type]
+        if not isinstance(value, kind) or (isinstance(value, bool) and fields[key].type != "bool"):
+            raise UsageError(f"{path}: {key} = {value!r} should be of type {fields[key].type}")
+        choices = fields[key].metadata["choices"]
+        if choices and value not in choices:
+            raise UsageError(f"{path}: {key} = {value!r} should be one of {', '.join(choices)}")
+    return values
+
+
+def to_toml(settings: Any) -> str:
+    """The settings as a recipe that reproduces them."""
+    lines = []
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if isinstance(value, str):
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+            text = f'"{escaped}"'
+        else:
+            text = str(value).lower() if isinstance(value, bool) else repr(value)
+        lines.append(f"{f.name} = {text}")
+    return "\n".join(lines)
