@@ -1,0 +1,72 @@
+"""Shared fixtures. Tests run offline, on two threads, and keep drawn latents in a temporary cache."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import pytest
+import torch
+
+from sd_hyena.models import DEMO, load_pipeline, locate
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory):
+    os.environ["SD_HYENA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def demo_pipe():
+    """The bundled model. Tests that patch it must leave it as they found it."""
+    return load_pipeline(locate(DEMO))
+
+
+@pytest.fixture
+def pipe(demo_pipe):
+    """The bundled model, unpatched again afterwards."""
+    from sd_hyena import patch
+
+    patch.detach(demo_pipe.unet)
+    yield demo_pipe
+    patch.detach(demo_pipe.unet)
+
+
+def make_unet(**changes):
+    """A tiny UNet with SD1.x's block types and all 16 targets."""
+    from diffusers import UNet2DConditionModel
+
+    config = dict(
+        sample_size=16,
+        layers_per_block=2,
+        block_out_channels=(8, 16, 16, 16),
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    torch.manual_seed(0)
+    return UNet2DConditionModel(**(config | changes)).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def unet():
+    return make_unet()
+
+
+def run_unet(unet, h=16, w=16, batch=2):
+    """One forward pass on fixed inputs."""
+    generator = torch.Generator().manual_seed(h * 1000 + w)
+    x = torch.randn(batch, unet.config.in_channels, h, w, generator=generator)
+    states = torch.randn(batch, 7, unet.config.cross_attention_dim, generator=generator)
+    with torch.no_grad():
+        return unet(x, torch.tensor([500] * batch), states).sample
+
+
+def assert_close(name, reference, got, ratio):
+    """Relative RMS difference at most ``ratio``."""
+    error = (reference - got).double().square().mean().sqrt()
+    scale = reference.double().square().mean().sqrt()
+    assert torch.isfinite(got).all(), f"{name} has values that are not finite"
+    assert error <= ratio * scale, f"{name}: relative RMS {error / scale:.2e} > {ratio:.0e}"

@@ -1,0 +1,299 @@
+"""Our files and the 2024 original's: round trips, and one clear line for everything that is wrong."""
+
+import json
+import os
+import stat
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_unet
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import sd_hyena
+from sd_hyena import checkpoint, patch
+from sd_hyena.errors import CheckpointError, UsageError
+from sd_hyena.nn import OperatorConfig
+
+GOLDEN = Path(__file__).parent / "golden"
+LEGACY = GOLDEN / "legacy_IN01_64px.safetensors"
+
+
+def write(path, names=("IN01",), dim=8, **sections):
+    layers = {}
+    for i, name in enumerate(names):
+        torch.manual_seed(i)
+        config = OperatorConfig(dim, 4, 4, attention_heads=2)
+        layers[name] = (config, config.build())
+    checkpoint.save(path, layers, **sections)
+    return layers
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "a.safetensors"
+    layers = write(
+        path,
+        ("IN01", "OUT07.3"),
+        teacher={"class": "X"},
+        training={"step": 7},
+        figures={"IN01": {"relative_error": 0.5}},
+    )
+    file = checkpoint.load(path)
+    assert list(file.layers) == ["IN01", "OUT07.3"]
+    assert file.teacher == {"class": "X"}
+    assert file.training == {"step": 7}
+    assert file.layers["IN01"].figures == {"relative_error": 0.5}
+    for name, (config, operator) in layers.items():
+        assert file.layers[name].config == config
+        for key, value in file.build(name).state_dict().items():
+            assert torch.equal(value, operator.state_dict()[key])
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o644
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_legacy_layers_load_bit_exact_with_inferred_settings():
+    for name, expected in (
+        ("legacy_IN01_64px", {"order": 2, "filter_order": 64, "short_filter_order": 3}),
+        ("legacy_IN02_order3", {"order": 3, "filter_order": 32, "short_filter_order": 5}),
+    ):
+        file = checkpoint.load(GOLDEN / f"{name}.safetensors")
+        (target,) = file.layers
+        assert target == name.split("_")[1]
+        config = file.layers[target].config
+        assert (config.operator, config.dim, config.height, config.width) == ("causal", 320, 8, 8)
+        assert {key: getattr(config, key) for key in expected} == expected
+        state = file.build(target).state_dict()
+        for key, value in load_file(GOLDEN / f"{name}.safetensors").items():
+            assert torch.equal(state[key], value)
+        assert (
+            state["filter_fn.implicit_filter.5.freq"].data_ptr() == state["filter_fn.implicit_filter.1.freq"].data_ptr()
+        )
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"train_width": "1e9", "train_height": "-1"},
+        {"train_width": "nan"},
+        {"train_width": "99999999999999999999", "train_height": "8"},
+        {"target": "../IN01"},
+        {},
+    ],
+)
+def test_legacy_metadata_is_not_trusted(tmp_path, hostile):
+    path = tmp_path / "a.safetensors"
+    save_file(load_file(LEGACY), path, hostile or None)
+    file = checkpoint.load(path)
+    assert list(file.layers) == [""]
+    config = file.layers[""].config
+    assert config.height * config.width == 64
+
+
+def header(path):
+    raw = path.read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    return raw, size
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def too_long(path):
+    path.write_bytes(path.read_bytes() + b"xx")
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def five_bytes(path):
+    path.write_bytes(b"hello")
+
+
+def absurd_header(path):
+    path.write_bytes(struct.pack("<Q", 2**62) + path.read_bytes()[8:])
+
+
+def lfs_pointer(path):
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+
+
+def not_a_number(path):
+    edit_tensors(path, lambda t: t | {"layers.IN01.gate.weight": t["layers.IN01.gate.weight"] * float("nan")})
+
+
+def missing_tensor(path):
+    edit_tensors(path, lambda t: {k: v for k, v in t.items() if "window" not in k})
+
+
+def extra_tensor(path):
+    edit_tensors(path, lambda t: t | {"layers.IN02.x": torch.zeros(1)})
+
+
+def wrong_shape(path):
+    edit_tensors(path, lambda t: t | {"layers.IN01.gate.weight": torch.zeros(3)})
+
+
+def integers(path):
+    edit_tensors(path, lambda t: t | {"layers.IN01.gate.weight": t["layers.IN01.gate.weight"].int()})
+
+
+def newer_version(path):
+    edit_tensors(path, lambda t: t, format_version="99")
+
+
+def bad_json(path):
+    edit_tensors(path, lambda t: t, layers="{")
+
+
+def hostile_order(path):
+    layers = json.dumps({"IN01": {"config": {"dim": 8, "height": 4, "width": 4, "order": 10**6}}})
+    edit_tensors(path, lambda t: t, layers=layers)
+
+
+def hostile_name(path):
+    edit_tensors(path, lambda t: t, layers=json.dumps({"../x": {"config": {}}}))
+
+
+def other_safetensors(path):
+    save_file({"weight": torch.zeros(3)}, path)
+
+
+def edit_tensors(path, change, **metadata):
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        old = file.metadata()
+    tensors = {k: v.clone().contiguous() for k, v in change(load_file(path)).items()}
+    save_file(tensors, path, old | metadata)
+
+
+DAMAGE = [
+    (truncated, "not a readable safetensors file"),
+    (too_long, "not a readable safetensors file"),
+    (empty, "not a readable safetensors file"),
+    (five_bytes, "not a readable safetensors file"),
+    (absurd_header, "not a readable safetensors file"),
+    (lfs_pointer, "Git LFS pointer"),
+    (not_a_number, "gate.weight holds NaN"),
+    (missing_tensor, "missing tensors: filter.window.rate"),
+    (extra_tensor, "belong to no described layer"),
+    (wrong_shape, r"shape \(3,\), expected"),
+    (integers, "expected floating point"),
+    (newer_version, "format version '99'"),
+    (bad_json, "'layers' is not a JSON object"),
+    (hostile_order, "order must be a whole number from 1 to 16"),
+    (hostile_name, "'../x' is malformed"),
+    (other_safetensors, "holds no Hyena layer"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE, ids=[d.__name__ for d, _ in DAMAGE])
+def test_damaged_files_are_refused_and_nothing_is_attached(tmp_path, unet, damage, message):
+    path = tmp_path / "a.safetensors"
+    write(path)
+    damage(path)
+    with pytest.raises(CheckpointError, match=message) as error:
+        sd_hyena.load_hyena(unet, path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not patch.attached(unet)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(0, 3000), value=st.integers(0, 255), cut=st.integers(0, 200))
+def test_mutated_headers_never_escape_as_other_errors(tmp_path, position, value, cut):
+    path = tmp_path / "m.safetensors"
+    if not (tmp_path / "good.safetensors").exists():
+        write(tmp_path / "good.safetensors")
+    raw = bytearray((tmp_path / "good.safetensors").read_bytes())
+    raw[position % len(raw)] = value
+    path.write_bytes(raw[: len(raw) - cut])
+    try:
+        checkpoint.load(path)
+    except CheckpointError:
+        return
+    assert cut == 0
+
+
+def test_saving_fails_cleanly_and_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    write(path)
+    old = path.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: cannot write: No space left"):
+        write(path)
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_api_round_trip_through_a_unet(unet, tmp_path):
+    before = run_unet(unet)
+    path, again = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    write(path, ("IN01", "OUT11"))
+    assert sd_hyena.load_hyena(unet, path) == ["IN01", "OUT11"]
+    student = run_unet(unet)
+    sd_hyena.save_hyena(unet, again)
+    sd_hyena.unload_hyena(unet)
+    assert torch.equal(run_unet(unet), before)
+    sd_hyena.load_hyena(unet, again, scaling="stretch")
+    assert sd_hyena.load_hyena(unet, again) == ["IN01", "OUT11"]
+    assert torch.equal(run_unet(unet), student)
+    sd_hyena.unload_hyena(unet, "IN01")
+    assert list(patch.attached(unet)) == ["OUT11"]
+
+
+def test_choosing_layers_of_a_file(unet, tmp_path):
+    path = tmp_path / "a.safetensors"
+    write(path, ("IN01", "OUT11"))
+    assert sd_hyena.load_hyena(unet, path, "OUT11") == ["OUT11"]
+    sd_hyena.unload_hyena(unet)
+    assert sd_hyena.load_hyena(unet, path, "all") == ["IN01", "OUT11"]
+    with pytest.raises(UsageError, match="holds no layer IN02; it has IN01, OUT11"):
+        sd_hyena.load_hyena(unet, path, "IN02")
+
+
+def test_a_file_of_another_architecture_names_both(unet):
+    with pytest.raises(UsageError, match=r"legacy_IN01.*IN01 has 8 channels, but the operator has 320"):
+        sd_hyena.load_hyena(unet, LEGACY)
+    assert not patch.attached(unet)
+
+
+def test_a_file_that_does_not_name_its_layer_needs_a_target(unet, tmp_path):
+    config = OperatorConfig(8, 16, 16, operator="causal")
+    operator = config.build()
+    path = tmp_path / "nameless.safetensors"
+    state = {
+        k: v
+        for k, v in operator.state_dict().items()
+        if k not in ("filter_fn.implicit_filter.3.freq", "filter_fn.implicit_filter.5.freq")
+    }
+    save_file(state, path)
+    with pytest.raises(UsageError, match="does not say which layer"):
+        sd_hyena.load_hyena(unet, path)
+    with pytest.raises(UsageError, match="'high' selects 5"):
+        sd_hyena.load_hyena(unet, path, "high")
+    assert sd_hyena.load_hyena(unet, path, "OUT11") == ["OUT11"]
+    run_unet(unet)
+
+
+def test_load_operator(tmp_path):
+    one, two = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    write(one)
+    write(two, ("IN01", "IN02"))
+    x = torch.randn(1, 15, 8)
+    assert sd_hyena.load_operator(one)(x, size=(3, 5)).shape == x.shape
+    with pytest.raises(UsageError, match="holds 2 layers"):
+        sd_hyena.load_operator(two)
+    config = OperatorConfig(8, 4, 4, attention_heads=2, form="core")
+    checkpoint.save(one, {"IN01": (config, config.build())})
+    with pytest.raises(UsageError, match="core operator"):
+        sd_hyena.load_operator(one)

@@ -1,0 +1,153 @@
+"""Attaching is all-or-nothing, reversible, and sees the true grid."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from conftest import make_unet, run_unet
+
+import sd_hyena
+from sd_hyena import patch
+from sd_hyena.errors import UsageError
+from sd_hyena.nn import Hyena2D, HyenaAttention, OperatorConfig
+from sd_hyena.targets import find_targets
+
+
+def operators(unet, names, **choices):
+    torch.manual_seed(1)
+    found = find_targets(unet)
+    return {n: OperatorConfig(found[n].dim, 4, 4, attention_heads=2, **choices).build() for n in names}
+
+
+@pytest.mark.parametrize("form", ["full", "core"])
+def test_attach_changes_and_detach_restores_bit_for_bit(unet, form):
+    before, keys = run_unet(unet), list(unet.state_dict())
+    for _ in range(20):
+        patch.attach(unet, operators(unet, ["IN01", "M00", "OUT07"], form=form))
+        assert list(patch.attached(unet)) == ["IN01", "M00", "OUT07"]
+        patch.detach(unet)
+    assert list(unet.state_dict()) == keys
+    assert torch.equal(run_unet(unet), before)
+    assert not any(m._forward_pre_hooks for m in unet.modules())
+    patch.attach(unet, operators(unet, ["IN01"], form=form))
+    assert not torch.equal(run_unet(unet), before)
+
+
+@pytest.mark.parametrize("grid", [(16, 16), (18, 22), (9, 11), (8, 24)])
+def test_the_grid_is_the_true_one(unet, grid):
+    everything = list(find_targets(unet))
+    patch.attach(unet, operators(unet, everything))
+    run_unet(unet, *grid)
+    for name, target in find_targets(unet).items():
+        assert patch.attached(unet)[name].size == target.grid(grid)
+
+
+def test_enable_and_disable(unet):
+    before = run_unet(unet)
+    patch.attach(unet, operators(unet, ["IN01", "OUT11"]))
+    student = run_unet(unet)
+    sd_hyena.set_hyena_enabled(unet, False)
+    assert torch.equal(run_unet(unet), before)
+    sd_hyena.set_hyena_enabled(unet, True)
+    assert torch.equal(run_unet(unet), student)
+
+
+def test_a_bad_operator_leaves_everything_untouched(unet):
+    before = run_unet(unet)
+    good = operators(unet, ["IN01"])
+    for name, operator, message in [
+        ("IN02", Hyena2D(12, attention_heads=2), "IN02 has 8 channels, but the operator has 12"),
+        ("IN03", good["IN01"], "no self-attention layer IN03"),
+        ("IN02", Hyena2D(8, inner_dim=16, form="core", attention_heads=2), "projects to 8 channels"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            patch.attach(unet, good | {name: operator})
+        assert not patch.attached(unet)
+    assert torch.equal(run_unet(unet), before)
+
+
+def test_attaching_again_replaces_the_operator_and_keeps_the_original(unet):
+    before = run_unet(unet)
+    first, second = operators(unet, ["IN01"]), operators(unet, ["IN01"], global_branch="mean")
+    patch.attach(unet, first)
+    patch.attach(unet, second)
+    assert patch.attached(unet)["IN01"].operator is second["IN01"]
+    patch.detach(unet, ["IN01"])
+    assert torch.equal(run_unet(unet), before)
+
+
+def test_attention_processors_do_not_remove_hyena(unet):
+    from diffusers.models.attention_processor import AttnProcessor
+
+    patch.attach(unet, operators(unet, ["IN01"]))
+    student = run_unet(unet)
+    unet.set_attn_processor(AttnProcessor())
+    unet.set_default_attn_processor()
+    assert list(patch.attached(unet)) == ["IN01"]
+    torch.testing.assert_close(run_unet(unet), student, atol=1e-5, rtol=1e-5)
+
+
+def test_core_projections_stay_where_lora_looks_for_them(unet):
+    path = find_targets(unet)["IN01"].path
+    patch.attach(unet, operators(unet, ["IN01"], form="core"))
+    assert f"{path}.to_q.weight" in unet.state_dict()
+    before = run_unet(unet)
+    with torch.no_grad():
+        unet.get_submodule(path).to_v.weight.mul_(2)
+    assert not torch.equal(run_unet(unet), before)
+    layer = unet.get_submodule(path)
+    wrapped = torch.nn.Sequential(layer.to_q)
+    layer.to_q = wrapped
+    patch.detach(unet)
+    assert unet.get_submodule(path).to_q is wrapped
+
+
+def test_masks_and_cross_attention_are_refused():
+    layer = HyenaAttention(Hyena2D(8, attention_heads=2), torch.nn.Linear(1, 1))
+    x = torch.randn(1, 4, 8)
+    layer.size = (2, 2)
+    assert layer(x, scale=1.0).shape == x.shape
+    with pytest.raises(ValueError, match="no mask"):
+        layer(x, attention_mask=torch.ones(1, 4))
+    with pytest.raises(ValueError, match="attends to nothing else"):
+        layer(x, encoder_hidden_states=x)
+
+
+def test_saving_a_patched_unet_saves_the_original_and_warns(unet, tmp_path, caplog):
+    before = run_unet(unet)
+    patch.attach(unet, operators(unet, ["IN01"]))
+    student = run_unet(unet)
+    with caplog.at_level(logging.WARNING, "sd_hyena"):
+        unet.save_pretrained(tmp_path)
+    assert "save_hyena" in caplog.text
+    assert torch.equal(run_unet(unet), student)
+    assert torch.equal(run_unet(type(unet).from_pretrained(tmp_path)), before)
+
+
+def test_a_copy_of_a_patched_unet_stands_alone(unet):
+    patch.attach(unet, operators(unet, ["IN01"]))
+    student = run_unet(unet)
+    twin = copy.deepcopy(unet)
+    patch.detach(unet)
+    assert torch.equal(run_unet(twin), student)
+    patch.detach(twin)
+    assert torch.equal(run_unet(twin), run_unet(unet))
+
+
+def test_attention_that_does_more_is_refused():
+    unet = make_unet()
+    unet.get_submodule(find_targets(unet)["IN02"].path).norm_q = torch.nn.LayerNorm(4)
+    with pytest.raises(UsageError, match="IN02.*more than plain self-attention"):
+        patch.attach(unet, operators(unet, ["IN01", "IN02"]))
+    assert not patch.attached(unet)
+
+
+def test_half_precision_unet_takes_a_float32_operator(unet):
+    unet.to(torch.bfloat16)
+    patch.attach(unet, operators(unet, ["IN01"]))
+    x = torch.randn(1, 4, 16, 16).bfloat16()
+    with torch.no_grad():
+        y = unet(x, 3, torch.randn(1, 7, 8).bfloat16()).sample
+    assert y.dtype == torch.bfloat16
+    assert torch.isfinite(y).all()
