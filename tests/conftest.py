@@ -38,14 +38,14 @@ def make_unet(**changes):
     """A tiny UNet with SD1.x's block types and all 16 targets."""
     from diffusers import UNet2DConditionModel
 
-    config = dict(
-        sample_size=16,
-        layers_per_block=2,
-        block_out_channels=(8, 16, 16, 16),
-        cross_attention_dim=8,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
+    config = {
+        "sample_size": 16,
+        "layers_per_block": 2,
+        "block_out_channels": (8, 16, 16, 16),
+        "cross_attention_dim": 8,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
     torch.manual_seed(0)
     return UNet2DConditionModel(**(config | changes)).eval().requires_grad_(False)
 

@@ -138,7 +138,7 @@ def test_a_copy_of_a_patched_unet_stands_alone(unet):
 def test_attention_that_does_more_is_refused():
     unet = make_unet()
     unet.get_submodule(find_targets(unet)["IN02"].path).norm_q = torch.nn.LayerNorm(4)
-    with pytest.raises(UsageError, match="IN02.*more than plain self-attention"):
+    with pytest.raises(UsageError, match=r"IN02.*more than plain self-attention"):
         patch.attach(unet, operators(unet, ["IN01", "IN02"]))
     assert not patch.attached(unet)
 

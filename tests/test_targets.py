@@ -5,7 +5,7 @@ from conftest import make_unet
 from sd_hyena.errors import UsageError
 from sd_hyena.targets import find_targets, parse_names, select
 
-SD1 = "IN01 IN02 IN04 IN05 IN07 IN08 M00 OUT03 OUT04 OUT05 OUT06 OUT07 OUT08 OUT09 OUT10 OUT11".split()
+SD1 = ["IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "M00", *(f"OUT{i:02d}" for i in range(3, 12))]
 
 
 def sd_unet(**config):

@@ -14,7 +14,7 @@ from torch import nn
 from . import checkpoint, patch
 from .errors import UsageError
 from .nn import OperatorConfig
-from .targets import find_targets, select
+from .targets import Target, find_targets, select
 
 
 def load_hyena(
@@ -33,23 +33,32 @@ def load_hyena(
     """
     unet = patch.get_unet(pipe_or_unet)
     file = checkpoint.load(path)
-    chosen = choose_layers(unet, file, targets)
     operators = {}
-    for stored, name in chosen.items():
+    for stored, name in choose_layers(unet, file, targets).items():
         operator = file.build(stored)
         if scaling is not None and hasattr(operator, "filter"):
             operator.filter.scaling = scaling
         operators[name] = operator
-    try:
-        patch.attach(unet, operators)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+    patch.attach(unet, operators)
     return list(operators)
 
 
 def choose_layers(unet: nn.Module, file: checkpoint.HyenaFile, targets: str | None) -> dict[str, str]:
-    """Which of a file's layers go where: stored name -> target name. Raises UsageError."""
+    """Which of a file's layers go where: stored name -> target name. Needs no weights, in ``unet`` or of it.
+
+    Raises UsageError if the choice makes no sense for this file, or a layer does not fit this UNet.
+    """
     available = find_targets(unet)
+    chosen = _choose(available, file, targets)
+    for stored, name in chosen.items():
+        try:
+            patch.check_fit(available, name, file.layers[stored].config)
+        except UsageError as error:
+            raise UsageError(f"{file.path}: {error}") from None
+    return chosen
+
+
+def _choose(available: dict[str, Target], file: checkpoint.HyenaFile, targets: str | None) -> dict[str, str]:
     if "" in file.layers:
         if targets is None:
             raise UsageError(f"{file.path}: does not say which layer it holds: name it with a target such as IN01")

@@ -91,9 +91,10 @@ def load_pipeline(
     bundled configs, others fall back to what diffusers finds. Raises SdHyenaError if it cannot be loaded.
     """
     import torch
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
     quiet_libraries()
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+
     options: dict[str, Any] = {"dtype": dtype or torch.float32}
     try:
         if source.kind == "file":

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from .errors import UsageError
-from .nn import HyenaAttention
+from .nn import HyenaAttention, OperatorConfig
 from .nn.attention import is_plain_self_attention
 from .targets import Target, find_targets
 
@@ -69,8 +69,8 @@ def attach(unet: nn.Module, operators: Mapping[str, nn.Module]) -> None:
     _guard_save(unet)
 
 
-def check_fit(targets: Mapping[str, Target], name: str, operator: nn.Module) -> None:
-    """Raises UsageError unless ``operator`` can stand at target ``name``."""
+def check_fit(targets: Mapping[str, Target], name: str, operator: nn.Module | OperatorConfig) -> None:
+    """Raises UsageError unless ``operator``, or the one it describes, can stand at target ``name``."""
     if name not in targets:
         raise UsageError(f"this UNet has no self-attention layer {name}; it has {', '.join(targets)}")
     expected, found = targets[name].dim, operator.dim
@@ -78,7 +78,7 @@ def check_fit(targets: Mapping[str, Target], name: str, operator: nn.Module) -> 
         raise UsageError(
             f"layer {name} has {expected} channels, but the operator has {found}: it belongs to another architecture"
         )
-    inner = getattr(operator, "inner_dim", None)
+    inner = getattr(operator, "inner_dim", 0) or found
     if getattr(operator, "form", "full") == "core" and inner != targets[name].inner_dim:
         raise UsageError(
             f"layer {name} projects to {targets[name].inner_dim} channels, but the core operator works on {inner}"

@@ -143,7 +143,7 @@ def test_wrong_token_count():
     ],
 )
 def test_settings_that_do_not_fit(wrong):
-    with pytest.raises(ValueError, match="must be|cannot be split"):
+    with pytest.raises(ValueError, match=r"must be|cannot be split"):
         Hyena2D(8, **({"attention_heads": 2} | wrong))
 
 

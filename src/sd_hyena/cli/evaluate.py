@@ -14,6 +14,7 @@ from ..generate.settings import GenerateSettings
 from ..models import check_size, locate, size_defaults
 from ..settings import add_arguments as add_settings
 from ..settings import option, resolve
+from .generate import check_files
 from .train import choose_device
 
 
@@ -63,6 +64,7 @@ def run(args: dict[str, Any]) -> int:
     source = locate(settings.model)
     check_size(source.name, settings.width, settings.height)
     prompts = _prompts(settings, source.is_demo)
+    check_files(drawing, source)
     return _evaluate(settings, drawing, source, prompts)
 
 

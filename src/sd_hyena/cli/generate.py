@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..generate.settings import GenerateSettings
-from ..models import check_size, locate, size_defaults
+from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
 from .train import choose_device
@@ -23,12 +23,21 @@ def run(args: dict[str, Any]) -> int:
     settings.validate()
     source = locate(settings.model)
     check_size(source.name, settings.width, settings.height)
-    from .. import checkpoint
-
-    for entry in settings.entries():
-        for file in entry:
-            checkpoint.load(file)
+    check_files(settings, source)
     return _draw(settings, source)
+
+
+def check_files(settings: GenerateSettings, source: ModelSource) -> None:
+    """Reads every Hyena file of the sweep and, where the model's configuration is at hand, checks that it
+    fits. Raises CheckpointError or UsageError."""
+    from .. import checkpoint
+    from ..api import choose_layers
+
+    files = {file: checkpoint.load(file) for entry in settings.entries() for file in entry}
+    skeleton = unet_skeleton(source) if files else None
+    for file in files.values():
+        if skeleton is not None:
+            choose_layers(skeleton, file, settings.target or None)
 
 
 def _draw(settings: GenerateSettings, source: Any) -> int:

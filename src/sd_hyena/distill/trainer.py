@@ -135,7 +135,6 @@ class Trainer:
 
     def _pretrained_configs(self) -> dict[str, OperatorConfig]:
         from ..api import choose_layers
-        from ..patch import check_fit
 
         path = self.settings.pretrained_weight
         file = self._pretrained = checkpoint.load(path)
@@ -144,8 +143,6 @@ class Trainer:
         if missing:
             raise UsageError(f"{path}: holds no layer {', '.join(missing)}; it has {', '.join(file.layers)}")
         self._stored_name = {target: stored for stored, target in chosen.items()}
-        for stored, target in chosen.items():
-            check_fit(find_targets(self.pipe.unet), target, file.build(stored))
         logger.warning(
             "%s sets the operators: the --hyena_*, --operator, --form, --global_branch and --init options do not apply",
             path,

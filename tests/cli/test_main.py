@@ -1,0 +1,50 @@
+"""The command line itself: help that answers at once, one-line errors, tracebacks only on request."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sd_hyena.cli import COMMANDS, main
+from sd_hyena.settings import canonical_flags
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys, sd_hyena.cli as c\n"
+        "try: c.main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage: sd-hyena" in done.stdout
+
+
+def test_module_and_console_command():
+    done = subprocess.run([sys.executable, "-m", "sd_hyena", "--version"], capture_output=True, text=True)
+    assert done.stdout.startswith("sd-hyena 0.")
+    done = subprocess.run([sys.executable, "-m", "sd_hyena", "train", "-m", "no-such"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("sd-hyena: model no-such not found")
+
+
+def test_debug_shows_the_traceback():
+    from sd_hyena.errors import UsageError
+
+    with pytest.raises(UsageError):
+        main(["train", "-m", "no-such", "--debug"])
+
+
+def test_underscores_and_dashes():
+    words = ["--save-every-n-steps=3", "-p", "two-part", "--no-grid", "--", "--a-b"]
+    assert canonical_flags(words) == ["--save_every_n_steps=3", "-p", "two-part", "--no-grid", "--", "--a-b"]
+
+
+def test_unknown_command_and_option():
+    for arguments in (["paint"], ["train", "-m", "demo", "--unknown"], []):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2

@@ -1,0 +1,298 @@
+"""``sd-hyena train`` as a user types it, on the bundled model at 64 px."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sd_hyena import checkpoint
+from sd_hyena.cli import main
+
+SMALL = shlex.split("-m demo -W 64 -H 64 -b 2 -r 1e-3 -d 3 --n_images 6 --n_held_out 4 --draw_steps 2")
+
+
+def train(folder, *options):
+    return main(["train", *SMALL, "-o", str(folder), "-l", str(folder.parent / "logs"), *map(str, options)])
+
+
+def same_weights(a, b):
+    a, b = load_file(a), load_file(b)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_training_several_layers_writes_one_file_with_figures(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(out, "-t", "IN01,out11", "-n", 6, "-s", 4) == 0
+    assert sorted(p.name for p in out.glob("*.safetensors")) == ["Hyena-00004.safetensors", "Hyena-00006.safetensors"]
+    file = checkpoint.load(out / "Hyena-00006.safetensors")
+    assert list(file.layers) == ["IN01", "OUT11"]
+    assert file.training["step"] == 6
+    assert file.training["seed"] == 3
+    assert file.teacher["widths"] == "64-96-128-128"
+    assert 0 < file.layers["IN01"].figures["relative_error"] < 1
+    printed = capsys.readouterr().out
+    for text in ("relative error", "OUT11", "mean", "Hyena-00006.safetensors"):
+        assert text in printed
+    assert list((tmp_path / "logs").rglob("events.out.tfevents*"))
+
+
+def test_tensorboard_holds_scalars_and_pictures(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train(tmp_path / "out", "-n", 3, "-s", 0) == 0
+    (folder,) = {p.parent for p in (tmp_path / "logs").rglob("events.out.tfevents*") if p.parent.parent.name == "logs"}
+    events = EventAccumulator(str(folder)).Reload()
+    assert {"loss", "lr", "loss/IN01", "relative_error/IN01"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3]
+    assert events.Tags()["images"] == ["teacher above student"]
+
+
+def test_one_file_each_with_the_layer_in_its_name(tmp_path):
+    out = tmp_path / "out"
+    assert train(out, "-t", "high", "-n", 1, "-f", "{t}-{s:03d}") == 0
+    assert sorted(p.stem for p in out.glob("*.safetensors")) == [
+        f"{t}-001" for t in ("IN01", "IN02", "OUT09", "OUT10", "OUT11")
+    ]
+    assert list(checkpoint.load(out / "OUT10-001.safetensors").layers) == ["OUT10"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--operator causal --init random --data noise --hyena_order 3 --hyena_num_blocks 2",
+        "--operator causal --hyena-num-heads 2",
+        "--form core --global-branch mean",
+        "--global_branch none --hyena_order 3 --hyena_filter_order 16 --hyena_short_filter_order 5 --hyena_num_heads 2",
+        "--init random --scaling stretch --lr_scheduler constant --max_grad_norm 0",
+        "--mixed_precision bf16 --gradient_accumulation_steps 2 --lr_warmup_steps 1",
+    ],
+)
+def test_every_option_trains_a_file_that_draws(tmp_path, options):
+    out = tmp_path / "out"
+    assert train(out, "-t", "IN04", "-n", 2, "-s", 0, *options.split()) == 0
+    file = str(out / "Hyena-00002.safetensors")
+    assert (
+        main(
+            [
+                "generate",
+                "-m",
+                "demo",
+                "-y",
+                file,
+                "-p",
+                "a fox",
+                "-n",
+                "1",
+                "-s",
+                "2",
+                "-W",
+                "64",
+                "-H",
+                "64",
+                "-o",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
+    assert (tmp_path / "image_000.png").exists()
+
+
+def test_training_lowers_the_error(tmp_path):
+    out = tmp_path / "out"
+    assert train(out, "-t", "IN01", "-n", 1, "-s", 0, "--init", "random") == 0
+    assert train(tmp_path / "longer", "-t", "IN01", "-n", 60, "-s", 0, "--init", "random") == 0
+    first, later = (
+        checkpoint.load(p).layers["IN01"].figures["relative_error"]
+        for p in (out / "Hyena-00001.safetensors", tmp_path / "longer" / "Hyena-00060.safetensors")
+    )
+    assert later < 0.7 * first
+
+
+def test_the_teacher_start_beats_a_random_one(tmp_path):
+    errors = {}
+    for start in ("teacher", "random"):
+        assert train(tmp_path / start, "-t", "high", "-n", 1, "-s", 0, "--init", start) == 0
+        layers = checkpoint.load(tmp_path / start / "Hyena-00001.safetensors").layers
+        errors[start] = sum(layer.figures["relative_error"] for layer in layers.values())
+    assert errors["teacher"] < errors["random"] / 2
+
+
+def test_pretrained_weights_start_a_run(tmp_path):
+    first = tmp_path / "first"
+    assert train(first, "-t", "IN01,IN02", "-n", 3, "-s", 0, "--global_branch", "mean") == 0
+    weights = first / "Hyena-00003.safetensors"
+    assert train(tmp_path / "second", "-t", "IN02", "-n", 1, "-s", 0, "-r", "1e-9", "-p", weights) == 0
+    file = checkpoint.load(tmp_path / "second" / "Hyena-00001.safetensors")
+    assert file.layers["IN02"].config.global_branch == "mean"
+    before = checkpoint.load(weights).tensors["IN02"]
+    for key, value in file.tensors["IN02"].items():
+        torch.testing.assert_close(value, before[key], atol=1e-6, rtol=0)
+    assert train(tmp_path / "third", "-t", "OUT11", "-n", 1, "-p", weights) == 2
+
+
+def test_recipe_flags_and_print_config(tmp_path, capsys):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('teacher_model = "demo"\ntarget = "IN02"\nlr = 0.5\nn_steps = 7\n')
+    assert main(["train", "--config", str(recipe), "-n", "9", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    for line in ('target = "IN02"', "lr = 0.5", "n_steps = 9", "width = 256", "batch_size = 16"):
+        assert line in printed.splitlines()
+    again = tmp_path / "again.toml"
+    again.write_text(printed)
+    assert main(["train", "--config", str(again), "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+    recipe.write_text("learning_rate = 1\n")
+    assert main(["train", "--config", str(recipe), "-m", "demo"]) == 2
+    assert "'learning_rate' is not a setting" in capsys.readouterr().err
+
+
+def test_defaults_are_the_documented_ones(capsys):
+    assert main(["train", "-m", "owner/model", "--print_config"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line in (
+        'target = "IN01"',
+        "batch_size = 16",
+        "lr = 1e-05",
+        "n_steps = 200",
+        "width = 512",
+        "height = 512",
+        "save_every_n_steps = 40",
+        'log_dir = "logs"',
+        'out_dir = "out"',
+        'name_format = "Hyena-{s:05d}"',
+        "seed = -1",
+        "hyena_order = 2",
+        "hyena_filter_order = 64",
+        "hyena_num_blocks = 1",
+        "hyena_num_heads = 1",
+        "hyena_short_filter_order = 3",
+    ):
+        assert line in lines
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        ("-m no-such -t IN03", 2, "model no-such not found"),
+        ("-m demo -t IN03", 2, "no self-attention layer IN03"),
+        ("-m demo -t IN91", 2, "no self-attention layer IN91"),
+        ("-m demo -W 0", 2, "width 0 px"),
+        ("-m demo -H 100", 2, "height 100 px: model demo needs a positive multiple of 8, such as 96"),
+        ("-m demo -f ../{s}", 2, "must not leave the output folder"),
+        ("-m demo -f {s.__class__}", 2, "is not one of them"),
+        ("-m demo -f {s:>999999999}", 2, "is not a format it takes"),
+        ("-m demo -n 0", 2, "--n_steps is 0"),
+        ("-m demo -r 0", 2, "--lr is 0"),
+        ("-m demo -b -1", 2, "--batch_size is -1"),
+        ("-m demo --prompts nothing.txt", 2, "prompts file nothing.txt"),
+        ("-m demo -p nothing.safetensors", 2, "--pretrained_weight is nothing.safetensors"),
+        ("-m demo --device cuda", 2, "no usable CUDA device"),
+        ("-m demo --device gpu9", 2, "'gpu9'"),
+        ("-m demo --operator causal --form core", 2, "form must be full"),
+        ("-m demo --hyena_order 1", 2, "order"),
+        ("-m demo --hyena_num_heads 3", 2, "cannot be split into 3 heads"),
+    ],
+)
+def test_bad_requests_print_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, options, status, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *options.split()]) == status
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_finished_runs_are_not_overwritten(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(out, "-n", 1) == 0
+    before = (out / "Hyena-00001.safetensors").read_bytes()
+    assert train(out, "-n", 1, "-d", 4) == 2
+    assert "Hyena-00001.safetensors exists" in capsys.readouterr().err
+    assert (out / "Hyena-00001.safetensors").read_bytes() == before
+    assert train(out, "-n", 1, "-d", 4, "--overwrite") == 0
+    assert (out / "Hyena-00001.safetensors").read_bytes() != before
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(out, "-n", 2) == 0
+    assert train(out, "-n", 2, "--global_branch", "none", "--resume") == 2
+    assert "global_branch was 'linear', is 'none'" in capsys.readouterr().err
+
+
+def start(folder, *options):
+    command = [
+        sys.executable,
+        "-m",
+        "sd_hyena",
+        "train",
+        *SMALL,
+        "-o",
+        str(folder),
+        "-l",
+        str(folder.parent / "logs"),
+        *options,
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+
+
+def wait_for(path: Path, process):
+    until = time.time() + 120
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.time() < until
+        time.sleep(0.01)
+
+
+LONG = ("-t", "IN01,M00", "-n", "40", "-s", "7")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("straight") / "out"
+    process = start(out, *LONG)
+    assert process.wait(200) == 0, process.stdout.read()
+    return out / "Hyena-00040.safetensors"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_killed_run_resumes_bit_for_bit(tmp_path, uninterrupted, number, status):
+    out = tmp_path / "out"
+    process = start(out, *LONG)
+    wait_for(out / "Hyena-00014.safetensors", process)
+    process.send_signal(number)
+    assert process.wait(60) == status, process.stdout.read()
+    assert not (out / "Hyena-00040.safetensors").exists()
+    for file in out.glob("Hyena-*.safetensors"):
+        checkpoint.load(file)
+    process = start(out, *LONG, "--resume")
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, output
+    assert "resuming at step" in output
+    assert same_weights(out / "Hyena-00040.safetensors", uninterrupted)
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_two_runs_on_one_folder(tmp_path, capsys):
+    from sd_hyena.distill.state import locked
+
+    with locked(tmp_path / "out"):
+        assert train(tmp_path / "out", "-n", 1) == 2
+    assert "in use by another training run" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(
+        out, "-n", 30, "-s", 1, "-r", "9.9", "--max_grad_norm", "0", "--lr_warmup_steps", "0", "--init", "random"
+    ) in (0, 1)
+    for file in out.glob("*.safetensors"):
+        checkpoint.load(file)  # whatever was written is finite
