@@ -70,3 +70,11 @@ def assert_close(name, reference, got, ratio):
     scale = reference.double().square().mean().sqrt()
     assert torch.isfinite(got).all(), f"{name} has values that are not finite"
     assert error <= ratio * scale, f"{name}: relative RMS {error / scale:.2e} > {ratio:.0e}"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    """Accelerate keeps one state a process; each command here stands for a process of its own."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)

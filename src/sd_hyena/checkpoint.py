@@ -140,7 +140,9 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
         unknown = sorted(set(entry["config"]) - set(config.to_dict()))
         if unknown:
             logger.warning("%s: layer %s: unknown settings ignored: %s", path, name, ", ".join(unknown))
-        figures = entry.get("figures") if isinstance(entry.get("figures"), dict) else {}
+        figures = entry.get("figures")
+        if not isinstance(figures, dict):
+            figures = {}
         layers[name] = LayerInfo(config, {k: v for k, v in figures.items() if isinstance(v, int | float)})
         prefix = f"layers.{name}."
         grouped[name] = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}

@@ -31,7 +31,7 @@ def check_format(template: str, fields: Mapping[str, type]) -> None:
             raise UsageError(
                 f"{hint}; {{{name}{'!' + conversion if conversion else ''}:{spec}}} is not a format it takes"
             )
-    sample = template.format(**{name: kind() for name, kind in fields.items()})
+    sample = template.format(**{name: 0 if kind is int else "x" for name, kind in fields.items()})
     if not template or any(c in sample for c in "/\\\0\n\r") or sample in (".", "..") or sample.startswith("-"):
         raise UsageError(f"{hint}; it must not leave the output folder")
     if len(sample.encode()) > 200:

@@ -124,7 +124,7 @@ def _set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
 
 def _guard_save(unet: nn.Module) -> None:
     if hasattr(unet, "save_pretrained"):
-        unet.save_pretrained = types.MethodType(_save_without_hyena, unet)  # type: ignore[assignment]
+        unet.save_pretrained = types.MethodType(_save_without_hyena, unet)
 
 
 def _save_without_hyena(unet: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings: type) -> None:
         if f.type == "bool":
             parser.add_argument(*names, action=argparse.BooleanOptionalAction if f.default else "store_true", **common)
         else:
-            kind = {"int": int, "float": float, "str": str}[f.type]
+            kind = {"int": int, "float": float, "str": str}[str(f.type)]
             parser.add_argument(
                 *names,
                 type=kind,
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings: type) -> None:
 
 def canonical_flags(argv: list[str]) -> list[str]:
     """``--some-name=x`` -> ``--some_name=x``; values and everything after ``--`` are left alone."""
-    result = []
+    result: list[str] = []
     for position, word in enumerate(argv):
         if word == "--":
             return result + argv[position:]
@@ -88,7 +88,8 @@ def _read_recipe(settings: type, path: Path) -> dict[str, Any]:
     for key, value in values.items():
         if key not in fields:
             raise UsageError(f"{path}: {key!r} is not a setting; there are {', '.join(fields)}")
-        kind = {"int": int, "float": (int, float), "str": str, "bool": bool}[fields[key].type]
+        kinds: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+        kind = kinds[fields[key].type]
         if not isinstance(value, kind) or (isinstance(value, bool) and fields[key].type != "bool"):
             raise UsageError(f"{path}: {key} = {value!r} should be of type {fields[key].type}")
         choices = fields[key].metadata["choices"]

@@ -69,7 +69,7 @@ def test_start_is_near_the_teacher(captured, form, branch):
     target = targets["IN04"]
     attention, record = unet.get_submodule(target.path), records["IN04"]
     torch.manual_seed(0)
-    operator = configure(target, (12, 8), attention, form=form, global_branch=branch).build()
+    operator = configure(target, (12, 8), unet, form=form, global_branch=branch).build()
     random_error = relative_error(_run(operator, attention, record), record.y)
     start_from_teacher(operator, attention, [record])
     error = relative_error(_run(operator, attention, record), record.y)

@@ -41,7 +41,11 @@ def run(args: dict[str, Any]) -> int:
     check_size(source.name, settings.width, settings.height)
     skeleton = unet_skeleton(source)
     if skeleton is not None:
-        select(find_targets(skeleton), settings.target)
+        from ..distill.students import configure
+
+        grid = (settings.height // 8, settings.width // 8)
+        for target in select(find_targets(skeleton), settings.target):
+            configure(target, grid, skeleton, **settings.operator_choices())
     if not resume and not overwrite:
         _refuse_overwriting(settings)
     from ..distill.state import locked

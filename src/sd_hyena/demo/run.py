@@ -74,8 +74,11 @@ class Demonstration:
 
 def training_settings(settings: DemoSettings) -> TrainSettings:
     """The demonstration's training run, as ``sd-hyena train`` would be told."""
+    size = size_defaults(DEMO)
     return TrainSettings(
         teacher_model=DEMO,
+        width=size["width"],
+        height=size["height"],
         target="high",
         n_steps=settings.n_steps,
         lr=1e-3,
@@ -86,7 +89,6 @@ def training_settings(settings: DemoSettings) -> TrainSettings:
         draw_steps=10,
         out_dir=settings.out_dir,
         device=settings.device,
-        **size_defaults(DEMO),
     )
 
 
@@ -117,14 +119,14 @@ def demonstrate(
         layers = load_hyena(pipe, training.files[-1])
         scenes = held_out_scenes(settings.prompts)
         phase(f"drawing {len(scenes)} held-out prompts twice; replaced: {', '.join(layers)}")
-        size = {"width": choices.width, "height": choices.height}
         comparison = compare(
             pipe,
             [scene.caption for scene in scenes],
             [FIRST_SEED + i for i in range(len(scenes))],
             num_inference_steps=settings.steps,
             guidance_scale=GUIDANCE,
-            **size,
+            width=choices.width,
+            height=choices.height,
         )
         add_fidelity(comparison)
         phase("timing one layer of Stable Diffusion 1.x's size, attention against Hyena")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import random
 import shutil
 import time
@@ -109,7 +110,8 @@ class _Run:
 
     def steps(self, every: int = 100) -> Iterator[int]:
         """Yields step numbers; the caller calls ``update(loss)`` once for each."""
-        started, first, self.losses = time.time(), self.step, []
+        started, first = time.time(), self.step
+        self.losses: list[float] = []
         while self.step < self.total:
             yield self.step
             if self.step % every == 0 or self.step == self.total:
@@ -254,6 +256,10 @@ def _v_loss(predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, alphas
     return (weight * error).mean() / weight.mean()
 
 
+def _predict(unet: nn.Module, states: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    return unet(x, t, states).sample
+
+
 def stage_unet(args: argparse.Namespace) -> None:
     """The denoiser and its text encoder, jointly, from scratch."""
     torch.manual_seed(args.seed)
@@ -269,7 +275,7 @@ def stage_unet(args: argparse.Namespace) -> None:
         latents = latents.to(args.device, memory_format=torch.channels_last)
         with _autocast(args.device):
             states = text(tokens.to(args.device)).last_hidden_state
-            loss = _v_loss(lambda x, t, c=states: unet(x, t, c).sample, latents, alphas)
+            loss = _v_loss(functools.partial(_predict, unet, states), latents, alphas)
         run.update(loss)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import UsageError
 from ..names import check_format
@@ -92,7 +93,7 @@ class TrainSettings:
         except ValueError as error:
             raise UsageError(f"hyena settings: {error}") from None
 
-    def operator_choices(self) -> dict[str, object]:
+    def operator_choices(self) -> dict[str, Any]:
         """The OperatorConfig fields that the user chooses."""
         return {
             "operator": self.operator,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..nn import Hyena2D, OperatorConfig
 from ..nn.attention import projections_of
 from ..targets import Target
@@ -39,9 +40,23 @@ class Students(nn.Module):
         return outputs
 
 
-def configure(target: Target, latent_grid: tuple[int, int], attention: nn.Module, **choices: object) -> OperatorConfig:
-    """The operator for one layer; ``choices`` are OperatorConfig fields. Raises ValueError if they do not fit."""
+def configure(target: Target, latent_grid: tuple[int, int], unet: nn.Module, **choices: object) -> OperatorConfig:
+    """The operator for one layer of ``unet``, of which no weights are needed; ``choices`` are OperatorConfig
+    fields. Raises UsageError if they do not fit the layer."""
     height, width = target.grid(latent_grid)
+    attention = unet.get_submodule(target.path)
+    try:
+        config = _config(target, height, width, attention, choices)
+        with torch.device("meta"):
+            config.build()
+    except ValueError as error:
+        raise UsageError(f"hyena settings do not fit layer {target.name}: {error}") from None
+    return config
+
+
+def _config(
+    target: Target, height: int, width: int, attention: nn.Module, choices: Mapping[str, object]
+) -> OperatorConfig:
     return OperatorConfig(
         dim=target.dim,
         height=height,

@@ -125,13 +125,10 @@ class Trainer:
     # -- setting up ---------------------------------------------------------------------------------
 
     def _configure(self) -> dict[str, OperatorConfig]:
-        try:
-            if self.settings.pretrained_weight:
-                return self._pretrained_configs()
-            choices = self.settings.operator_choices()
-            return {t.name: configure(t, self.grid, self.attentions[t.name], **choices) for t in self.targets}
-        except ValueError as error:
-            raise error if isinstance(error, UsageError) else UsageError(f"hyena settings: {error}") from None
+        if self.settings.pretrained_weight:
+            return self._pretrained_configs()
+        choices = self.settings.operator_choices()
+        return {t.name: configure(t, self.grid, self.pipe.unet, **choices) for t in self.targets}
 
     def _pretrained_configs(self) -> dict[str, OperatorConfig]:
         from ..api import choose_layers

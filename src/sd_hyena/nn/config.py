@@ -80,7 +80,7 @@ class OperatorConfig:
     def build(self) -> nn.Module:
         """A randomly initialised operator, called as ``op(x, size=(h, w))``; it keeps this as ``config``."""
         operator = self._build()
-        operator.config = self  # type: ignore[assignment]
+        operator.config = self
         return operator
 
     def _build(self) -> nn.Module:

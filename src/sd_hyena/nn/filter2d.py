@@ -46,7 +46,7 @@ class ImplicitFilter2d(nn.Module):
         super().__init__()
         if scaling not in SCALINGS:
             raise ValueError(f"scaling must be one of {SCALINGS}, got {scaling!r}")
-        self.extent, self.scaling = tuple(extent), scaling
+        self.extent, self.scaling = (extent[0], extent[1]), scaling
         features = 3 + 4 * BANDS
         self.mlp = nn.Sequential(nn.Linear(features, order), Sine(order), nn.Linear(order, order), Sine(order))
         self.head = nn.Linear(order, channels)
