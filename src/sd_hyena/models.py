@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 DEMO_DIR = Path(__file__).parent / "demo" / "teacher"
+CONFIGS = Path(__file__).parent / "configs"
+# Component configs in this package, by the width of the text states a UNet attends to.
+OFFLINE_CONFIGS = {64: DEMO_DIR, 768: CONFIGS / "sd1"}
+_CONTEXT_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SINGLE_FILE = (".safetensors", ".ckpt")
 logger = logging.getLogger(__name__)
@@ -85,27 +89,27 @@ def unet_skeleton(source: ModelSource) -> torch.nn.Module | None:
 def load_pipeline(
     source: ModelSource, device: str = "cpu", dtype: torch.dtype | None = None, config: str | None = None
 ) -> Any:
-    """A ``StableDiffusionPipeline`` (or XL) in evaluation mode, without a safety checker.
+    """A Stable Diffusion pipeline in evaluation mode, without a safety checker.
 
-    ``config`` is a folder of component configs for single files; the bundled model's files need the
-    bundled configs, others fall back to what diffusers finds. Raises SdHyenaError if it cannot be loaded.
+    Single files of the bundled model and of Stable Diffusion 1.x load offline, with the component configs
+    and the CLIP vocabulary in this package; ``config`` names another folder of configs; other families'
+    configs come from the hub. Raises SdHyenaError if the model cannot be loaded.
     """
     import torch
 
     quiet_libraries()
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
     options: dict[str, Any] = {"dtype": dtype or torch.float32}
     try:
         if source.kind == "file":
-            folder = config or _matching_config(Path(source.location))
-            if folder:
-                options |= {"config": str(folder), "local_files_only": True}
-            pipe = StableDiffusionPipeline.from_single_file(source.location, safety_checker=None, **options)
+            pipe = _load_single_file(source, config, options)
         elif source.kind == "folder":
             pipe = DiffusionPipeline.from_pretrained(source.location, local_files_only=True, **options)
         else:
             pipe = DiffusionPipeline.from_pretrained(source.location, **options)
+    except SdHyenaError:
+        raise
     except Exception as error:  # diffusers, transformers and the hub raise many unrelated types
         reason = " ".join(str(error).split())[:300]
         raise SdHyenaError(f"model {source.name}: cannot be loaded: {reason}") from error
@@ -127,20 +131,39 @@ def quiet_libraries() -> None:
         library.disable_progress_bar()
 
 
-def _matching_config(path: Path) -> Path | None:
-    """The bundled configs, if the file's first convolution has the bundled model's width."""
+def _load_single_file(source: ModelSource, config: str | None, options: dict[str, Any]) -> Any:
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from transformers import CLIPTokenizer
+
+    keys, context = _inspect(Path(source.location))
+    kind = StableDiffusionXLPipeline if any(k.startswith("conditioner.") for k in keys) else StableDiffusionPipeline
+    if kind is StableDiffusionPipeline:
+        options["safety_checker"] = None
+    folder = config or OFFLINE_CONFIGS.get(context)
+    if folder:
+        options |= {"config": str(folder), "local_files_only": True}
+        if not config:
+            options["tokenizer"] = CLIPTokenizer.from_pretrained(DEMO_DIR / "tokenizer", local_files_only=True)
+    return kind.from_single_file(source.location, **options)
+
+
+def _inspect(path: Path) -> tuple[list[str], int]:
+    """Tensor names of a single file, and the width of its text states (768 in SD1.x), 0 if it cannot be told.
+
+    A ``.ckpt`` is a pickle and is left to diffusers, which loads it with ``weights_only``; it is taken for
+    SD1.x, the family that was distributed that way.
+    """
     from safetensors import SafetensorError, safe_open
 
-    if path.suffix.lower() != ".safetensors":
-        return None
-    key = "model.diffusion_model.input_blocks.0.0.weight"
+    if path.suffix.lower() == ".ckpt":
+        return [], 768
     try:
         with safe_open(path, framework="pt") as file:
-            width = file.get_slice(key).get_shape()[0] if key in set(file.keys()) else 0
+            keys = list(file.keys())
+            context = file.get_slice(_CONTEXT_KEY).get_shape()[1] if _CONTEXT_KEY in keys else 0
     except (SafetensorError, OSError) as error:
         raise SdHyenaError(f"model {path}: not a readable safetensors file ({error})") from None
-    bundled = json.loads((DEMO_DIR / "unet" / "config.json").read_text())["block_out_channels"][0]
-    return DEMO_DIR if width == bundled else None
+    return keys, context
 
 
 def fingerprint(pipe: Any) -> dict[str, str]:

@@ -89,7 +89,7 @@ def _read_recipe(settings: type, path: Path) -> dict[str, Any]:
         if key not in fields:
             raise UsageError(f"{path}: {key!r} is not a setting; there are {', '.join(fields)}")
         kinds: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
-        kind = kinds[fields[key].type]
+        kind = kinds[str(fields[key].type)]
         if not isinstance(value, kind) or (isinstance(value, bool) and fields[key].type != "bool"):
             raise UsageError(f"{path}: {key} = {value!r} should be of type {fields[key].type}")
         choices = fields[key].metadata["choices"]

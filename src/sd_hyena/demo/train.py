@@ -3,7 +3,7 @@
 Stages run in order and each resumes where it stopped: ``vae`` (on crops of rendered scenes), ``latents``
 (the training set, encoded once), ``unet`` (with the text encoder: first on 16x16-cell crops around one
 subject, where a step is three times cheaper, then on whole 32x32-cell scenes), ``scorer`` (the recognition
-classifier) and ``export`` (writes the folder that ``-m demo`` loads). Step ``i`` draws its batch from
+classifier), ``export`` (writes the folder that ``-m demo`` loads) and ``card`` (measures it and writes its model card). Step ``i`` draws its batch from
 ``(seed, stage, i)`` alone, so no generator state has to be saved and a resumed run sees the same data.
 """
 
@@ -28,7 +28,7 @@ from .render import render
 from .scenes import SUBJECTS, Scene, all_scenes
 from .scorer import Scorer, evaluate_scorer, train_scorer
 
-STAGES = ("vae", "latents", "unet", "scorer", "export")
+STAGES = ("vae", "latents", "unet", "scorer", "export", "card")
 VARIATIONS = 8  # pictures per training scene
 MIN_SNR_GAMMA = 5.0
 EMA_DECAY = 0.998
@@ -41,11 +41,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--stages", default=",".join(STAGES), help="comma list, run in the order given")
     parser.add_argument("--out", type=Path, default=arch.TEACHER_DIR, help="folder the export stage writes")
-    parser.add_argument("--vae-steps", type=int, default=1800)
-    parser.add_argument("--crop-steps", type=int, default=3000)
-    parser.add_argument("--scene-steps", type=int, default=2400)
+    parser.add_argument("--vae-steps", type=int, default=3000)
+    parser.add_argument("--crop-steps", type=int, default=2000)
+    parser.add_argument("--scene-steps", type=int, default=1200)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--card-prompts", type=int, default=96, help="held-out prompts the card's figures rest on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
@@ -325,6 +326,19 @@ def stage_export(args: argparse.Namespace) -> None:
     for file in args.out.rglob("*.safetensors"):
         file.chmod(0o644)
     print(f"exported step {run.step} ({len(SUBJECTS)} subjects) to {args.out}")
+
+
+def stage_card(args: argparse.Namespace) -> None:
+    from .card import write_card
+
+    facts = {
+        "vae_batch": args.batch_size // 2,
+        "vae_steps": args.vae_steps,
+        "batch": args.batch_size,
+        "crop_steps": args.crop_steps,
+        "scene_steps": args.scene_steps,
+    }
+    write_card(args.out, facts, args.card_prompts, seed=args.seed)
 
 
 if __name__ == "__main__":

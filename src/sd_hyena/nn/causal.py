@@ -32,7 +32,7 @@ class PositionalEmbedding(nn.Module):
     def __init__(self, emb_dim: int, l_max: int) -> None:
         super().__init__()
         bands = (emb_dim - 1) // 2
-        angle = 2 * math.pi * torch.arange(l_max)[None, :, None] / l_max
+        angle = torch.linspace(0, 2 * math.pi * (l_max - 1) / l_max, l_max)[None, :, None]
         phase = torch.linspace(1e-4, bands - 1, bands)[None, None] * angle
         t = torch.linspace(0, 1, l_max)[None, :, None]
         self.z = nn.Parameter(torch.cat([t, torch.cos(phase), -torch.sin(phase)], dim=-1))
