@@ -19,7 +19,7 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/sd-hyena benchmark --out benchmarks/results/cpu
 
-# torch first and on its own: its CPU build satisfies everything installed after it.
+# torch first and on its own, so that a CPU build found by pip's own configuration satisfies what follows.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch

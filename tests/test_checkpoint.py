@@ -220,7 +220,7 @@ def test_mutated_headers_never_escape_as_other_errors(tmp_path, position, value,
     assert cut == 0
 
 
-def test_saving_fails_cleanly_and_keeps_the_old_file(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_clear_line_and_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     write(path)
     old = path.read_bytes()
@@ -228,11 +228,16 @@ def test_saving_fails_cleanly_and_keeps_the_old_file(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"a\.safetensors: cannot write: No space left"):
         write(path)
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_vanished_folder_is_one_clear_line(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot write: No such file"):
+        write(tmp_path / "gone" / "a.safetensors")
 
 
 def test_api_round_trip_through_a_unet(unet, tmp_path):
@@ -249,6 +254,30 @@ def test_api_round_trip_through_a_unet(unet, tmp_path):
     assert torch.equal(run_unet(unet), student)
     sd_hyena.unload_hyena(unet, "IN01")
     assert list(patch.attached(unet)) == ["OUT11"]
+
+
+def test_other_head_counts_are_another_architecture(unet, tmp_path):
+    path = tmp_path / "a.safetensors"
+    config = OperatorConfig(8, 4, 4, attention_heads=4)
+    checkpoint.save(path, {"IN01": (config, config.build())})
+    with pytest.raises(UsageError, match="IN01 has 2 attention heads, but the operator was taught by one with 4"):
+        sd_hyena.load_hyena(unet, path)
+
+
+def test_saving_again_keeps_the_records(unet, tmp_path):
+    path, again = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    write(path, teacher={"class": "X"}, training={"step": 7}, figures={"IN01": {"relative_error": 0.5}})
+    sd_hyena.load_hyena(unet, path)
+    sd_hyena.save_hyena(unet, again)
+    file = checkpoint.load(again)
+    assert (file.teacher, file.training["step"]) == ({"class": "X"}, 7)
+    assert file.layers["IN01"].figures == {"relative_error": 0.5}
+
+
+def test_unknown_scaling(unet, tmp_path):
+    write(tmp_path / "a.safetensors")
+    with pytest.raises(UsageError, match="scaling must be one of extend, stretch"):
+        sd_hyena.load_hyena(unet, tmp_path / "a.safetensors", scaling="shrink")
 
 
 def test_choosing_layers_of_a_file(unet, tmp_path):

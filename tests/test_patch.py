@@ -151,3 +151,17 @@ def test_half_precision_unet_takes_a_float32_operator(unet):
         y = unet(x, 3, torch.randn(1, 7, 8).bfloat16()).sample
     assert y.dtype == torch.bfloat16
     assert torch.isfinite(y).all()
+
+
+def test_detach_follows_a_later_change_of_type(unet):
+    patch.attach(unet, operators(unet, ["IN01"]))
+    unet.to(torch.bfloat16)
+    patch.detach(unet)
+    assert {p.dtype for p in unet.parameters()} == {torch.bfloat16}
+
+
+def test_a_causal_operator_too_short_for_the_image_is_named(unet):
+    patch.attach(unet, operators(unet, ["IN01"], operator="causal"))
+    patch.check_grid(unet, (4, 4))
+    with pytest.raises(UsageError, match=r"IN01 sees 8 x 4 = 32 tokens.*built for 16"):
+        patch.check_grid(unet, (8, 4))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ from torch import nn
 
 from . import checkpoint, patch
 from .errors import UsageError
+from .hyena_file import HyenaFile
 from .nn import OperatorConfig
+from .nn.filter2d import SCALINGS
 from .targets import Target, find_targets, select
+
+logger = logging.getLogger(__name__)
 
 
 def load_hyena(
@@ -31,6 +36,8 @@ def load_hyena(
     Either all layers are replaced or none. Loading onto a layer that already has an operator replaces that
     operator. Raises CheckpointError for an unusable file and UsageError if it does not fit this UNet.
     """
+    if scaling not in (None, *SCALINGS):
+        raise UsageError(f"scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
     unet = patch.get_unet(pipe_or_unet)
     file = checkpoint.load(path)
     operators = {}
@@ -38,12 +45,14 @@ def load_hyena(
         operator = file.build(stored)
         if scaling is not None and hasattr(operator, "filter"):
             operator.filter.scaling = scaling
+        elif scaling is not None:
+            logger.warning("%s: layer %s is causal: it has no scaling, which is ignored", path, name)
         operators[name] = operator
     patch.attach(unet, operators)
     return list(operators)
 
 
-def choose_layers(unet: nn.Module, file: checkpoint.HyenaFile, targets: str | None) -> dict[str, str]:
+def choose_layers(unet: nn.Module, file: HyenaFile, targets: str | None) -> dict[str, str]:
     """Which of a file's layers go where: stored name -> target name. Needs no weights, in ``unet`` or of it.
 
     Raises UsageError if the choice makes no sense for this file, or a layer does not fit this UNet.
@@ -51,14 +60,21 @@ def choose_layers(unet: nn.Module, file: checkpoint.HyenaFile, targets: str | No
     available = find_targets(unet)
     chosen = _choose(available, file, targets)
     for stored, name in chosen.items():
+        config = file.layers[stored].config
         try:
-            patch.check_fit(available, name, file.layers[stored].config)
+            patch.check_fit(available, name, config)
         except UsageError as error:
             raise UsageError(f"{file.path}: {error}") from None
+        heads = available[name].heads
+        if config.operator == "hyena2d" and config.attention_heads != heads:
+            raise UsageError(
+                f"{file.path}: layer {name} has {heads} attention heads, but the operator was taught by one with "
+                f"{config.attention_heads}: it belongs to another architecture"
+            )
     return chosen
 
 
-def _choose(available: dict[str, Target], file: checkpoint.HyenaFile, targets: str | None) -> dict[str, str]:
+def _choose(available: dict[str, Target], file: HyenaFile, targets: str | None) -> dict[str, str]:
     if "" in file.layers:
         if targets is None:
             raise UsageError(f"{file.path}: does not say which layer it holds: name it with a target such as IN01")
@@ -88,12 +104,23 @@ def set_hyena_enabled(pipe_or_unet: Any, enabled: bool) -> None:
 
 
 def save_hyena(pipe_or_unet: Any, path: Path | str) -> None:
-    """Writes all attached layers to one file. Raises UsageError if none is attached, CheckpointError if
-    the file cannot be written."""
+    """Writes all attached layers to one file, with the records of the first layer's file.
+
+    Raises UsageError if none is attached, CheckpointError if the file cannot be written.
+    """
     layers = patch.attached(patch.get_unet(pipe_or_unet))
     if not layers:
         raise UsageError("there are no Hyena layers to save: load some first")
-    checkpoint.save(path, {name: (config_of(layer.operator), layer.operator) for name, layer in layers.items()})
+    operators = {name: (config_of(layer.operator), layer.operator) for name, layer in layers.items()}
+    origins = {name: layer.operator.origin for name, layer in layers.items() if hasattr(layer.operator, "origin")}
+    first = next(iter(origins.values()), None)
+    checkpoint.save(
+        path,
+        operators,
+        figures={name: origin.figures for name, origin in origins.items()},
+        teacher=first.teacher if first else {},
+        training=first.training if first else {},
+    )
 
 
 def list_targets(pipe_or_unet: Any) -> list[str]:

@@ -8,52 +8,24 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
+from . import legacy
 from .errors import CheckpointError
 from .files import atomic_path
+from .hyena_file import HyenaFile, LayerInfo
 from .nn import OperatorConfig
 from .targets import NAME
 
 FORMAT, VERSION = "sd-hyena", 1
 MAX_LAYERS = 1024
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class LayerInfo:
-    """One layer of a file: how to build its operator, and figures recorded in training."""
-
-    config: OperatorConfig
-    figures: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class HyenaFile:
-    """A parsed file. ``layers`` maps target names to layers; a legacy file without a target uses ''.
-
-    ``teacher`` identifies the model the layers were trained against, ``training`` records how.
-    """
-
-    layers: dict[str, LayerInfo]
-    tensors: dict[str, dict[str, Tensor]]
-    teacher: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    version: int = VERSION
-    path: Path | None = None
-
-    def build(self, name: str) -> nn.Module:
-        """The operator of one layer with its weights, in evaluation mode."""
-        operator = self.layers[name].config.build()
-        operator.load_state_dict(self.tensors[name])
-        return operator.eval()
 
 
 def save(path: Path | str, operators: Mapping[str, tuple[OperatorConfig, nn.Module]], **sections: Any) -> None:
@@ -80,7 +52,7 @@ def save(path: Path | str, operators: Mapping[str, tuple[OperatorConfig, nn.Modu
     }
     try:
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
+            temporary.write_bytes(serialise(tensors, metadata))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot write: {error.strerror or error}") from error
 
@@ -95,8 +67,6 @@ def load(path: Path | str) -> HyenaFile:
     if metadata.get("format") == FORMAT:
         file = _parse(path, metadata, tensors)
     else:
-        from . import legacy
-
         file = legacy.parse(path, metadata, tensors)
     file.path = path
     for name, layer in file.layers.items():
@@ -107,8 +77,11 @@ def load(path: Path | str) -> HyenaFile:
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    with open(path, "rb") as raw:
-        start = raw.read(64)
+    try:
+        with open(path, "rb") as raw:
+            start = raw.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read: {error.strerror}") from None
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself: fetch it with 'git lfs pull'")
     try:
@@ -120,9 +93,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> HyenaFile:
     version = metadata.get("format_version", "")
-    if not version.isdecimal() or not 1 <= int(version) <= VERSION:
+    if version not in map(str, range(1, VERSION + 1)):
         raise CheckpointError(
-            f"{path}: format version {version!r} is not one this sd-hyena reads (1 to {VERSION}): update sd-hyena"
+            f"{path}: format version {version[:20]!r} is not one this sd-hyena reads (1 to {VERSION}): update sd-hyena"
         )
     sections = {name: _json_object(path, metadata, name) for name in ("layers", "teacher", "training")}
     described = sections["layers"]

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import HyenaFile, LayerInfo
 from .errors import CheckpointError
+from .hyena_file import HyenaFile, LayerInfo
 from .nn import OperatorConfig
 from .targets import NAME
 

@@ -73,27 +73,31 @@ def size_defaults(model: str) -> dict[str, int]:
 
 def unet_skeleton(source: ModelSource) -> torch.nn.Module | None:
     """The UNet without weights, for checking targets and sizes early; None if only loading can tell."""
-    if source.kind != "folder":
+    folder = Path(source.location)
+    if source.kind == "file":
+        known = OFFLINE_CONFIGS.get(_inspect(folder)[1])
+        if known is None:
+            return None
+        folder = known
+    elif source.kind == "hub":
         return None
     import torch
     from diffusers import UNet2DConditionModel
 
     try:
-        config = json.loads((Path(source.location) / "unet" / "config.json").read_text())
+        config = json.loads((folder / "unet" / "config.json").read_text())
         with torch.device("meta"):
             return UNet2DConditionModel.from_config(config)
     except (OSError, ValueError, TypeError) as error:
         raise SdHyenaError(f"model {source.name}: its UNet's config.json cannot be used: {error}") from None
 
 
-def load_pipeline(
-    source: ModelSource, device: str = "cpu", dtype: torch.dtype | None = None, config: str | None = None
-) -> Any:
+def load_pipeline(source: ModelSource, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
     """A Stable Diffusion pipeline in evaluation mode, without a safety checker.
 
     Single files of the bundled model and of Stable Diffusion 1.x load offline, with the component configs
-    and the CLIP vocabulary in this package; ``config`` names another folder of configs; other families'
-    configs come from the hub. Raises SdHyenaError if the model cannot be loaded.
+    and the CLIP vocabulary in this package; other families' configs come from the hub. Raises
+    SdHyenaError if the model cannot be loaded.
     """
     import torch
 
@@ -103,7 +107,7 @@ def load_pipeline(
     options: dict[str, Any] = {"dtype": dtype or torch.float32}
     try:
         if source.kind == "file":
-            pipe = _load_single_file(source, config, options)
+            pipe = _load_single_file(source, options)
         elif source.kind == "folder":
             pipe = DiffusionPipeline.from_pretrained(source.location, local_files_only=True, **options)
         else:
@@ -115,6 +119,8 @@ def load_pipeline(
         raise SdHyenaError(f"model {source.name}: cannot be loaded: {reason}") from error
     if not hasattr(pipe, "unet"):
         raise UsageError(f"model {source.name}: {type(pipe).__name__} has no UNet")
+    if getattr(pipe, "safety_checker", None) is not None:
+        pipe.safety_checker = None
     pipe.set_progress_bar_config(disable=True)
     for module in (pipe.unet, pipe.vae):
         module.eval().requires_grad_(False)
@@ -131,7 +137,7 @@ def quiet_libraries() -> None:
         library.disable_progress_bar()
 
 
-def _load_single_file(source: ModelSource, config: str | None, options: dict[str, Any]) -> Any:
+def _load_single_file(source: ModelSource, options: dict[str, Any]) -> Any:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from transformers import CLIPTokenizer
 
@@ -139,11 +145,12 @@ def _load_single_file(source: ModelSource, config: str | None, options: dict[str
     kind = StableDiffusionXLPipeline if any(k.startswith("conditioner.") for k in keys) else StableDiffusionPipeline
     if kind is StableDiffusionPipeline:
         options["safety_checker"] = None
-    folder = config or OFFLINE_CONFIGS.get(context)
+    folder = OFFLINE_CONFIGS.get(context)
     if folder:
         options |= {"config": str(folder), "local_files_only": True}
-        if not config:
-            options["tokenizer"] = CLIPTokenizer.from_pretrained(DEMO_DIR / "tokenizer", local_files_only=True)
+        options["tokenizer"] = CLIPTokenizer.from_pretrained(DEMO_DIR / "tokenizer", local_files_only=True)
+    else:
+        logger.info("%s: no configs for this family in this package; they are taken from the hub", source.name)
     return kind.from_single_file(source.location, **options)
 
 

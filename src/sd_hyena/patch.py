@@ -7,6 +7,7 @@ on each ``Transformer2DModel`` concerned, so odd sizes need no guessing.
 
 from __future__ import annotations
 
+import functools
 import logging
 import types
 from collections.abc import Mapping
@@ -47,19 +48,16 @@ def attach(unet: nn.Module, operators: Mapping[str, nn.Module]) -> None:
     targets = find_targets(unet)
     for name, operator in operators.items():
         check_fit(targets, name, operator)
-        base = _base(unet.get_submodule(targets[name].path))
-        if not is_plain_self_attention(base):
-            raise UsageError(
-                f"layer {name} ({type(base).__name__}) does more than plain self-attention and cannot be replaced"
-            )
+        check_replaceable(unet, targets[name])
+    for name, operator in operators.items():  # may run out of memory: before anything is replaced
+        weight = next(_base(unet.get_submodule(targets[name].path)).parameters())
+        operator.to(weight.device, weight.dtype).eval()
     if not hasattr(unet, _HOOKS):
         setattr(unet, _HOOKS, {})
     for name, operator in operators.items():
         target = targets[name]
         current = unet.get_submodule(target.path)
         base = current.release() if isinstance(current, HyenaAttention) else current
-        weight = next(base.parameters())
-        operator.to(weight.device, weight.dtype).eval()
         layer = HyenaAttention(operator, base)
         _set_submodule(unet, target.path, layer)
         hooks = getattr(unet, _HOOKS)
@@ -83,6 +81,28 @@ def check_fit(targets: Mapping[str, Target], name: str, operator: nn.Module | Op
         raise UsageError(
             f"layer {name} projects to {targets[name].inner_dim} channels, but the core operator works on {inner}"
         )
+
+
+def check_replaceable(unet: nn.Module, target: Target) -> None:
+    """Raises UsageError if the layer at ``target`` does more than plain self-attention."""
+    base = _base(unet.get_submodule(target.path))
+    if not is_plain_self_attention(base):
+        raise UsageError(
+            f"layer {target.name} ({type(base).__name__}) does more than plain self-attention and cannot be replaced"
+        )
+
+
+def check_grid(unet: nn.Module, latent: tuple[int, int]) -> None:
+    """Raises UsageError if an attached causal operator cannot take the tokens of an (h, w) latent image."""
+    targets = find_targets(unet)
+    for name, layer in attached(unet).items():
+        h, w = targets[name].grid(latent)
+        l_max = getattr(layer.operator, "l_max", h * w)
+        if h * w > l_max:
+            raise UsageError(
+                f"layer {name} sees {h} x {w} = {h * w} tokens at this size, but its causal operator was built for "
+                f"{l_max}: draw smaller, or train one at this size"
+            )
 
 
 def detach(unet: nn.Module, names: list[str] | None = None) -> None:
@@ -123,8 +143,14 @@ def _set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _guard_save(unet: nn.Module) -> None:
-    if hasattr(unet, "save_pretrained"):
-        unet.save_pretrained = types.MethodType(_save_without_hyena, unet)
+    if not hasattr(unet, "save_pretrained"):
+        return
+
+    @functools.wraps(type(unet).save_pretrained)  # pipelines read its signature to know what they may pass
+    def save_pretrained(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return _save_without_hyena(self, *args, **kwargs)
+
+    unet.save_pretrained = types.MethodType(save_pretrained, unet)
 
 
 def _save_without_hyena(unet: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings: type) -> None:
             text += f" (default: {f.default if f.default != '' else 'none'})"
         common: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
         if f.type == "bool":
-            parser.add_argument(*names, action=argparse.BooleanOptionalAction if f.default else "store_true", **common)
+            parser.add_argument(*names, action="store_true", **common)
         else:
             kind = {"int": int, "float": float, "str": str}[str(f.type)]
             parser.add_argument(
@@ -53,8 +53,7 @@ def canonical_flags(argv: list[str]) -> list[str]:
             return result + argv[position:]
         if word.startswith("--"):
             name, equals, value = word.partition("=")
-            prefix = "--no-" if name.startswith("--no-") else "--"
-            word = prefix + name[len(prefix) :].replace("-", "_") + equals + value
+            word = "--" + name[2:].replace("-", "_") + equals + value
         result.append(word)
     return result
 

@@ -39,8 +39,8 @@ def test_debug_shows_the_traceback():
 
 
 def test_underscores_and_dashes():
-    words = ["--save-every-n-steps=3", "-p", "two-part", "--no-grid", "--", "--a-b"]
-    assert canonical_flags(words) == ["--save_every_n_steps=3", "-p", "two-part", "--no-grid", "--", "--a-b"]
+    words = ["--save-every-n-steps=3", "-p", "two-part", "--", "--a-b"]
+    assert canonical_flags(words) == ["--save_every_n_steps=3", "-p", "two-part", "--", "--a-b"]
 
 
 def test_unknown_command_and_option():

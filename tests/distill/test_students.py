@@ -5,7 +5,7 @@ import torch
 from conftest import assert_close, run_unet
 
 from sd_hyena.distill.capture import Captured, capture
-from sd_hyena.distill.losses import cosine, relative_error
+from sd_hyena.distill.losses import Distance, relative_error, variance
 from sd_hyena.distill.students import Students, configure, mean_attention, start_from_teacher
 from sd_hyena.targets import find_targets
 
@@ -100,4 +100,16 @@ def test_relative_error_is_one_for_the_mean_and_scale_free():
     assert abs(relative_error(mean, teacher).item() - 1) < 1e-5
     student = teacher + torch.randn_like(teacher)
     torch.testing.assert_close(relative_error(student, teacher), relative_error(student * 100, teacher * 100))
-    assert abs(cosine(teacher, teacher * 2).item() - 1) < 1e-5
+    torch.testing.assert_close(relative_error(student, teacher).item(), 1 / variance(teacher), rtol=0.5, atol=0)
+
+
+def test_distance_over_batches_equals_one_batch():
+    teacher = torch.randn(6, 9, 4) * 3 + 5
+    student = teacher + torch.randn_like(teacher)
+    distance = Distance()
+    for part in (slice(0, 1), slice(1, 6)):
+        distance.add(student[part], teacher[part])
+    figures = distance.figures()
+    assert figures["relative_error"] == pytest.approx(relative_error(student, teacher).item(), rel=1e-4)
+    expected = torch.nn.functional.cosine_similarity(student.flatten(), teacher.flatten(), dim=0).item()
+    assert figures["cosine"] == pytest.approx(expected, rel=1e-4)

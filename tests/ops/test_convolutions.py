@@ -95,3 +95,13 @@ def test_fast_length(n):
         while m % p == 0:
             m //= p
     assert m == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_linear_attention_keeps_its_sums_in_float32_under_autocast(dtype):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 8, 4096) + 0.5 for _ in range(3))
+    expected = linear.linear_attention(q, k, v)
+    with torch.autocast("cpu", dtype):
+        got = linear.linear_attention(q.to(dtype), k.to(dtype), v.to(dtype))
+    assert_close("autocast", expected, got.float(), 2e-2)

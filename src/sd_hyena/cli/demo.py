@@ -40,7 +40,7 @@ def run(args: dict[str, Any]) -> int:
     layer_table(result.training)
     comparison_table(result.comparison)
     for row in result.rows:
-        if row.timing and "SDPA" not in row.kind:
+        if row.timing and row.ratio and "SDPA" not in row.kind:
             speed = f"{row.timing.median:.1f} ms, {row.ratio:.2f}x attention's speed"
             console.print(f"{row.width} px, one layer: {row.kind} {speed}")
     console.print(f"{result.seconds:.0f} s in all; open {(out / 'report.html').resolve()}", soft_wrap=True)

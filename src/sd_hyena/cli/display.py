@@ -11,12 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)
 
 
 def phase(text: str) -> None:
     """One dim line: what happens now."""
-    console.print(f"[dim]{text}[/dim]", soft_wrap=True)
+    console.print(text, style="dim", soft_wrap=True)
 
 
 class _Rate(ProgressColumn):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 from ..distill.settings import TrainSettings
 from ..errors import SdHyenaError, UsageError
-from ..models import check_size, locate, size_defaults, unet_skeleton
+from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
 from ..settings import add_arguments as add_settings
 from ..settings import resolve, to_toml
 from ..targets import find_targets, select
@@ -39,35 +40,54 @@ def run(args: dict[str, Any]) -> int:
         return 0
     source = locate(settings.teacher_model)
     check_size(source.name, settings.width, settings.height)
-    skeleton = unet_skeleton(source)
-    if skeleton is not None:
-        from ..distill.students import configure
+    device = choose_device(settings.device)
+    _check_targets(settings, source)
+    if not overwrite:
+        _refuse_overwriting(settings, resume)
 
-        grid = (settings.height // 8, settings.width // 8)
-        for target in select(find_targets(skeleton), settings.target):
-            configure(target, grid, skeleton, **settings.operator_choices())
-    if not resume and not overwrite:
-        _refuse_overwriting(settings)
     from ..distill.state import locked
 
-    try:
-        os.makedirs(settings.log_dir, exist_ok=True)
-    except OSError as error:
-        raise SdHyenaError(f"log folder {settings.log_dir}: {error.strerror}") from None
-    with locked(Path(settings.out_dir)):
-        return _train(settings, source, resume)
+    accelerator = _accelerator(settings, device)
+    # The other processes of a distributed run write nothing: the main one holds the folder for all.
+    with locked(Path(settings.out_dir)) if accelerator.is_main_process else contextlib.nullcontext():
+        return _train(settings, source, accelerator, resume)
 
 
-def _refuse_overwriting(settings: TrainSettings) -> None:
+def _check_targets(settings: TrainSettings, source: ModelSource) -> None:
+    """Whether the layers exist and their operators can be built, wherever that can be told without weights."""
+    from .. import checkpoint
+
+    start = checkpoint.load(settings.pretrained_weight) if settings.pretrained_weight else None
+    skeleton = unet_skeleton(source)
+    if skeleton is None:
+        return
+
+    from ..api import choose_layers
+    from ..distill.students import configure
+
+    targets = select(find_targets(skeleton), settings.target)
+    if start is not None:
+        choose_layers(skeleton, start, settings.target)
+        return
+    grid = (settings.height // 8, settings.width // 8)
+    for target in targets:
+        configure(target, grid, skeleton, **settings.operator_choices())
+
+
+def _refuse_overwriting(settings: TrainSettings, resume: bool) -> None:
     """A run writes steps 1 to n_steps; a file of any of them that is already there is somebody's."""
-    pattern = settings.name_format
-    for existing in sorted(Path(settings.out_dir).glob("*.safetensors")):
+    from ..distill.state import STATE
+
+    folder, pattern = Path(settings.out_dir), settings.name_format
+    if (folder / STATE).exists():
+        if resume:
+            return
+        raise UsageError(f"{folder} holds a training run: --resume goes on with it, --overwrite starts over")
+    for existing in sorted(folder.glob("*.safetensors")):
         for step in _steps_saved(settings):
             prefix, _, suffix = pattern.format(s=step, t="\0").partition("\0")
             if existing.stem.startswith(prefix) and existing.stem.endswith(suffix):
-                raise UsageError(
-                    f"{existing} exists: choose another --out_dir or --name_format, or give --resume or --overwrite"
-                )
+                raise UsageError(f"{existing} exists: choose another --out_dir or --name_format, or give --overwrite")
 
 
 def _steps_saved(settings: TrainSettings) -> set[int]:
@@ -75,10 +95,28 @@ def _steps_saved(settings: TrainSettings) -> set[int]:
     return set(range(every, settings.n_steps, every) if every else ()) | {settings.n_steps}
 
 
-def _train(settings: TrainSettings, source: Any, resume: bool) -> int:
+def _accelerator(settings: TrainSettings, device: str) -> Any:
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import set_seed
+
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    if ":" in device:
+        torch.cuda.set_device(device)
+    try:
+        os.makedirs(settings.log_dir, exist_ok=True)
+    except OSError as error:
+        raise SdHyenaError(f"log folder {settings.log_dir}: {error.strerror}") from None
+    return Accelerator(
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        log_with="tensorboard",
+        project_dir=settings.log_dir,
+        cpu=device == "cpu",
+    )
+
+
+def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resume: bool) -> int:
+    import torch
 
     from ..distill.data import default_prompts, read_prompts
     from ..distill.logbook import Logbook
@@ -86,28 +124,17 @@ def _train(settings: TrainSettings, source: Any, resume: bool) -> int:
     from ..models import fingerprint, load_pipeline
     from .display import console, layer_table, phase, training_progress
 
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        log_with="tensorboard",
-        project_dir=settings.log_dir,
-        cpu=choose_device(settings.device) == "cpu",
-    )
-    if settings.device not in ("auto", "cpu") and ":" in settings.device:
-        torch.cuda.set_device(settings.device)
-    set_seed(0)
+    main = accelerator.is_main_process
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.mixed_precision]
-    phase(f"loading {source.name}")
+    say = phase if main else logging.getLogger(__name__).debug
+    say(f"loading {source.name}")
     pipe = load_pipeline(source, str(accelerator.device), dtype)
-    accelerator.init_trackers(
-        f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.out_dir).name}", config=_plain(settings)
-    )
+    run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.out_dir).name}"
+    accelerator.init_trackers(run_name, config=vars(settings))
     prompts = read_prompts(settings.prompts) if settings.prompts else default_prompts(source.is_demo)
-    logbook = Logbook(
-        accelerator, pipe, prompts[:: max(1, len(prompts) // 2)], (settings.height, settings.width), settings.draw_steps
-    )
-    with training_progress(settings.n_steps, show=accelerator.is_main_process) as advance:
+    shown = prompts[:: max(1, len(prompts) // 2)]
+    logbook = Logbook(accelerator, pipe, shown, (settings.height, settings.width), settings.draw_steps)
+    with training_progress(settings.n_steps, show=main) as advance:
 
         def on_progress(progress: Any) -> None:
             logbook.scalars(progress)
@@ -119,13 +146,13 @@ def _train(settings: TrainSettings, source: Any, resume: bool) -> int:
             fingerprint(pipe),
             accelerator,
             is_demo=source.is_demo,
-            on_phase=phase,
+            on_phase=say,
             on_progress=on_progress,
             on_save=logbook.pictures,
         )
         result = trainer.run(resume)
     accelerator.end_training()
-    if accelerator.is_main_process:
+    if main:
         if result.interrupted:
             console.print(f"stopped at step {result.step}; saved {result.files[-1]}; go on with --resume")
         else:
@@ -147,7 +174,3 @@ def choose_device(name: str) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: this machine has no usable CUDA device")
     return name
-
-
-def _plain(settings: TrainSettings) -> dict[str, Any]:
-    return {k: v for k, v in vars(settings).items() if isinstance(v, int | float | str | bool)}

@@ -105,14 +105,14 @@ licence). The weights are released under this project's MIT licence.
 
 | part | what | steps |
 |---|---|---|
-| VAE | `AutoencoderKL` (16, 32, 64, 64), factor 8, 4 channels, on 128 px crops, batch {vae_batch}: L1 + L2 + light KL | {vae_steps} |
+| VAE | `AutoencoderKL` (16, 32, 64, 64), 4 channels; 128 px crops, batch {vae_batch}; L1 + L2 + KL | {vae_steps} |
 | UNet and text encoder | widths (64, 96, 128, 128), 4 heads; CLIP text encoder, 64 wide, 2 layers | |
 | - on crops | 16x16 latent cells around one subject, batch {batch} | {crop_steps} |
 | - on whole scenes | 32x32 latent cells (256 px), batch {batch} | {scene_steps} |
 
-v-prediction with zero terminal SNR and trailing timesteps, min-SNR (5) weights, AdamW 1e-3 with a linear decay over the
-last quarter, EMA 0.998, bfloat16 autocast, 10 % empty captions. Latents are standardised by folding their statistics
-into the VAE's 1x1 convolutions, so `scaling_factor` is 1.
+v-prediction with zero terminal SNR and trailing timesteps, min-SNR (5) weights with a floor, AdamW 1e-3 with a linear
+decay over the last quarter, EMA 0.995, bfloat16 autocast, 10 % empty captions. Latents are standardised by folding
+their statistics into the VAE's 1x1 convolutions, so `scaling_factor` is 1.
 
 To make it again (needs Debian's `fonts-noto-color-emoji`; resumes where it stopped; uses a GPU if there is one):
 

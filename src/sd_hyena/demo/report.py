@@ -37,7 +37,7 @@ def _page(folder: Path, result: Demonstration) -> str:
     pairs, where = result.comparison, result.machine
     asked = {who: pairs.fidelity[who]["prompt"] for who in ("teacher", "student")}
     widest = max(row.width for row in result.rows if row.timing and "SDPA" in row.kind)
-    fastest = max(row.ratio or 0 for row in result.rows if row.width == widest and "hyena2d" in row.kind)
+    fastest = max(row.ratio for row in result.rows if row.ratio and row.width == widest and "hyena2d" in row.kind)
     keys = (
         (f"{pairs.mean_psnr:.1f} dB", "mean PSNR, student to teacher"),
         (f"{asked['student']:.0%} / {asked['teacher']:.0%}", "prompt fidelity, student / teacher"),

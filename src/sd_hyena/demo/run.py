@@ -46,7 +46,6 @@ class Demonstration:
     """Everything the report shows."""
 
     training: Result
-    curve: list[float]
     comparison: Comparison
     rows: list[Row]
     machine: dict[str, Any]
@@ -104,15 +103,9 @@ def demonstrate(
     with locked(out):
         phase("loading the bundled model")
         pipe = load_pipeline(locate(DEMO), settings.device)
-        curve: list[float] = []
-
-        def advance(progress: Progress) -> None:
-            curve.append(progress.loss)
-            on_progress(progress)
-
         accelerator = Accelerator(cpu=settings.device == "cpu")
         choices = training_settings(settings)
-        trainer = Trainer(choices, pipe, fingerprint(pipe), accelerator, True, phase, advance)
+        trainer = Trainer(choices, pipe, fingerprint(pipe), accelerator, True, phase, on_progress)
         training = trainer.run()
         if training.interrupted:
             raise KeyboardInterrupt
@@ -131,7 +124,7 @@ def demonstrate(
         add_fidelity(comparison)
         phase("timing one layer of Stable Diffusion 1.x's size, attention against Hyena")
         rows = run_sizes(settings.widths, batch=1, budget=6, report=lambda row: None, **SD_LAYER)
-        result = Demonstration(training, curve, comparison, rows, machine(), time.time() - started)
+        result = Demonstration(training, comparison, rows, machine(), time.time() - started)
         _write(out, result)
     return result
 

@@ -3,8 +3,9 @@
 Stages run in order and each resumes where it stopped: ``vae`` (on crops of rendered scenes), ``latents``
 (the training set, encoded once), ``unet`` (with the text encoder: first on 16x16-cell crops around one
 subject, where a step is three times cheaper, then on whole 32x32-cell scenes), ``scorer`` (the recognition
-classifier), ``export`` (writes the folder that ``-m demo`` loads) and ``card`` (measures it and writes its model card). Step ``i`` draws its batch from
-``(seed, stage, i)`` alone, so no generator state has to be saved and a resumed run sees the same data.
+classifier), ``export`` (writes the folder that ``-m demo`` loads) and ``card`` (measures it and writes its
+model card). Step ``i`` draws its batch from ``(seed, stage, i)`` alone, so no generator state has to be
+saved and a resumed run sees the same data.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from .scorer import Scorer, evaluate_scorer, train_scorer
 STAGES = ("vae", "latents", "unet", "scorer", "export", "card")
 VARIATIONS = 8  # pictures per training scene
 MIN_SNR_GAMMA = 5.0
-EMA_DECAY = 0.998
+# What min-SNR weights leave for pure noise is next to nothing. Crops teach detail; on whole scenes it is at
+# high noise that place, number and ground are decided.
+CROP_FLOOR, SCENE_FLOOR = 0.05, 0.4
+EMA_DECAY = 0.995
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=arch.TEACHER_DIR, help="folder the export stage writes")
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--crop-steps", type=int, default=2000)
-    parser.add_argument("--scene-steps", type=int, default=1200)
+    parser.add_argument("--scene-steps", type=int, default=1300)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--card-prompts", type=int, default=96, help="held-out prompts the card's figures rest on")
@@ -170,9 +174,16 @@ def stage_vae(args: argparse.Namespace) -> None:
 
 def _load_vae(args: argparse.Namespace):
     vae = arch.make_vae()
-    run = _Run(args.work_dir / "vae.pt", {"vae": vae}, 0, 0, args.device)
+    run = _Run(_existing(args, "vae"), {"vae": vae}, 0, 0, args.device)
     run.use_average()
     return vae
+
+
+def _existing(args: argparse.Namespace, stage: str) -> Path:
+    path = args.work_dir / f"{stage}.pt"
+    if not path.exists():
+        raise SystemExit(f"{path} does not exist: run the {stage} stage first")
+    return path
 
 
 def _standardise(vae, mean: Tensor, std: Tensor) -> None:
@@ -244,15 +255,17 @@ def _sample_batch(data: Tensor, rng: random.Random, size: int, whole: bool) -> t
     return torch.stack(latents), captions
 
 
-def _v_loss(predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """v-prediction with min-SNR weights (https://arxiv.org/abs/2303.09556), uniform timesteps."""
+def _v_loss(
+    predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, alphas_cumprod: Tensor, floor: float
+) -> Tensor:
+    """v-prediction, uniform timesteps, min-SNR weights (https://arxiv.org/abs/2303.09556) plus ``floor``."""
     t = torch.randint(0, len(alphas_cumprod), (len(latents),), device=latents.device)
     noise = torch.randn_like(latents)
     a = alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
     s = (1 - alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
     v = a * noise - s * latents
     snr = (a / s).square().flatten()
-    weight = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1) + 0.05  # the constant keeps pure noise in training
+    weight = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1) + floor
     error = (predict(a * latents + s * noise, t).float() - v).pow(2).mean((1, 2, 3))
     return (weight * error).mean() / weight.mean()
 
@@ -271,12 +284,14 @@ def stage_unet(args: argparse.Namespace) -> None:
     run = _Run(args.work_dir / "unet.pt", {"unet": unet, "text": text}, args.lr, total, args.device, 1e-4)
     for step in run.steps():
         rng = _rng(args, "unet", step)
-        latents, captions = _sample_batch(data, rng, args.batch_size, whole=step >= args.crop_steps)
+        whole = step >= args.crop_steps
+        latents, captions = _sample_batch(data, rng, args.batch_size, whole)
         tokens = tokenizer(captions, padding="max_length", max_length=arch.TOKENS, return_tensors="pt").input_ids
         latents = latents.to(args.device, memory_format=torch.channels_last)
         with _autocast(args.device):
             states = text(tokens.to(args.device)).last_hidden_state
-            loss = _v_loss(functools.partial(_predict, unet, states), latents, alphas)
+            floor = SCENE_FLOOR if whole else CROP_FLOOR
+            loss = _v_loss(functools.partial(_predict, unet, states), latents, alphas, floor)
         run.update(loss)
 
 
@@ -296,7 +311,7 @@ def stage_export(args: argparse.Namespace) -> None:
     from safetensors.torch import save_file
 
     unet, text, vae = arch.make_unet(), arch.make_text_encoder(), _load_vae(args)
-    run = _Run(args.work_dir / "unet.pt", {"unet": unet, "text": text}, 0, 0, args.device)
+    run = _Run(_existing(args, "unet"), {"unet": unet, "text": text}, 0, 0, args.device)
     run.use_average()
     statistics = torch.load(args.work_dir / "latents.pt", weights_only=True)
     _standardise(vae, statistics["mean"], statistics["std"])
@@ -331,12 +346,13 @@ def stage_export(args: argparse.Namespace) -> None:
 def stage_card(args: argparse.Namespace) -> None:
     from .card import write_card
 
+    steps = {s: torch.load(_existing(args, s), weights_only=True, mmap=True)["step"] for s in ("vae", "unet")}
     facts = {
         "vae_batch": args.batch_size // 2,
-        "vae_steps": args.vae_steps,
+        "vae_steps": steps["vae"],
         "batch": args.batch_size,
         "crop_steps": args.crop_steps,
-        "scene_steps": args.scene_steps,
+        "scene_steps": steps["unet"] - args.crop_steps,
     }
     write_card(args.out, facts, args.card_prompts, seed=args.seed)
 

@@ -12,13 +12,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from ..errors import UsageError
@@ -107,9 +108,9 @@ def draw_latents(
     count: int,
     held_out: int,
     steps: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    batch: int = SHARD,
 ) -> Latents:
-    """``count + held_out`` latents sampled by the teacher with guidance, cached on disk in shards.
+    """``count + held_out`` latents sampled by the teacher with guidance, ``batch`` at a time, cached on disk.
 
     Prompts are spread evenly; the seed of picture i is i, so the cache is shared between runs.
     """
@@ -117,7 +118,8 @@ def draw_latents(
     chosen = [prompts[(i * PROMPT_STRIDE) % len(prompts)] for i in range(total)]
     identity = {
         "teacher": teacher,
-        "scheduler": type(pipe.scheduler).__name__,
+        "weights": _weights_digest(pipe),
+        "scheduler": [type(pipe.scheduler).__name__, repr(sorted(pipe.scheduler.config.items(), key=str))],
         "grid": latent_grid,
         "steps": steps,
         "guidance": DRAWING_GUIDANCE,
@@ -131,12 +133,22 @@ def draw_latents(
         stop = min(start + SHARD, total)
         path = folder / f"{start:06d}-{stop:06d}.safetensors"
         if not path.exists():
-            shard = _draw(pipe, chosen[start:stop], range(start, stop), latent_grid, steps)
+            cuts = [(i, min(i + batch, stop)) for i in range(start, stop, batch)]
+            parts = [_draw(pipe, chosen[i:j], range(i, j), latent_grid, steps) for i, j in cuts]
             with atomic_path(path) as temporary:
-                save_file({"latents": shard.cpu().contiguous()}, temporary)
+                temporary.write_bytes(serialise({"latents": torch.cat(parts).cpu().contiguous()}))
         shards.append(load_file(path)["latents"])
-        progress(stop, total)
     return Latents(torch.cat(shards).float(), chosen, held_out)
+
+
+def _weights_digest(pipe: Any) -> str:
+    """Tells models apart that share their attention: every tensor's sum, of all that shapes a latent."""
+    digest = hashlib.sha256()
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        module = getattr(pipe, part, None)
+        for name, tensor in module.state_dict().items() if module is not None else ():
+            digest.update(f"{part}.{name} {tuple(tensor.shape)} {tensor.double().sum().item()!r}".encode())
+    return digest.hexdigest()[:16]
 
 
 def _draw(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], grid: tuple[int, int], steps: int) -> Tensor:

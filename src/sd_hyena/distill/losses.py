@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     """``|y - t|^2 / |t - mean(t)|^2``, both (B, L, D), the mean per channel over batch and tokens.
 
-    1 is what predicting each channel's mean would score. It is the training loss of a layer, and the
-    figure reported for it: per-layer magnitudes differ up to 200x (https://arxiv.org/abs/2410.10254), so
-    plain MSE would teach only the loudest.
+    1 is what predicting each channel's mean would score.
     """
     teacher = teacher.float()
     spread = (teacher - teacher.mean((0, 1), keepdim=True)).square().sum()
     return (student.float() - teacher).square().sum() / spread.clamp(min=1e-12)
 
 
-def cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cosine similarity of the two outputs as vectors."""
-    s, t = student.float().flatten(), teacher.float().flatten()
-    return (s @ t) / (s.norm() * t.norm()).clamp(min=1e-12)
+def variance(teacher: Tensor) -> float:
+    """Mean square of a teacher's output (B, L, D) around its channels' means.
+
+    A layer's training loss is MSE over this: per-layer magnitudes differ up to 200x
+    (https://arxiv.org/abs/2410.10254), so plain MSE would teach only the loudest.
+    """
+    teacher = teacher.float()
+    return (teacher - teacher.mean((0, 1), keepdim=True)).square().mean().clamp(min=1e-12).item()
+
+
+class Distance:
+    """Relative error and cosine over any number of batches, however they are cut."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.error = self.product = self.student_square = self.teacher_square = 0.0
+        self.teacher_sum: Tensor | float = 0.0
+
+    def add(self, student: Tensor, teacher: Tensor) -> None:
+        """Takes in one batch, both (B, L, D)."""
+        s, t = student.double(), teacher.double()
+        self.count += t.shape[0] * t.shape[1]
+        self.error += (s - t).square().sum().item()
+        self.product += (s * t).sum().item()
+        self.student_square += s.square().sum().item()
+        self.teacher_square += t.square().sum().item()
+        self.teacher_sum = self.teacher_sum + t.sum((0, 1))
+
+    def figures(self) -> dict[str, float]:
+        """``relative_error`` as :func:`relative_error` defines it, and ``cosine`` of the outputs as vectors."""
+        mean_square = torch.as_tensor(self.teacher_sum).square().sum().item() / self.count
+        return {
+            "relative_error": self.error / max(self.teacher_square - mean_square, 1e-12),
+            "cosine": self.product / max((self.student_square * self.teacher_square) ** 0.5, 1e-12),
+        }

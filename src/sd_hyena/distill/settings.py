@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..names import check_format
+from ..names import check_format, used_fields
 from ..settings import option
 from ..targets import parse_names
 
@@ -15,6 +16,7 @@ SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "polynomia
 MIXED_PRECISION = ("no", "fp16", "bf16")
 INITS = ("teacher", "random")
 DATA = ("teacher", "noise")
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -75,6 +77,14 @@ class TrainSettings:
         _require(-1 <= self.seed < 2**63, "seed", self.seed, "-1 or a whole number from 0")
         parse_names(self.target)
         check_format(self.name_format, {"s": int, "t": str})
+        if 0 < self.save_every_n_steps < self.n_steps and "s" not in used_fields(self.name_format):
+            raise UsageError(
+                f"--name_format {self.name_format!r} repeats names: use {{s}}, or --save_every_n_steps 0"
+            )
+        if self.operator == "causal":
+            for name, usual in (("global_branch", "linear"), ("scaling", "extend")):
+                if getattr(self, name) != usual:
+                    logger.warning("--%s belongs to hyena2d; the causal operator ignores it", name)
         if self.prompts:
             from .data import read_prompts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..nn import Hyena2D, OperatorConfig
 from ..nn.attention import projections_of
+from ..patch import check_replaceable
 from ..targets import Target
 from .capture import Captured
 
@@ -40,32 +42,27 @@ class Students(nn.Module):
         return outputs
 
 
-def configure(target: Target, latent_grid: tuple[int, int], unet: nn.Module, **choices: object) -> OperatorConfig:
+def configure(target: Target, latent_grid: tuple[int, int], unet: nn.Module, **choices: Any) -> OperatorConfig:
     """The operator for one layer of ``unet``, of which no weights are needed; ``choices`` are OperatorConfig
     fields. Raises UsageError if they do not fit the layer."""
     height, width = target.grid(latent_grid)
+    check_replaceable(unet, target)
     attention = unet.get_submodule(target.path)
     try:
-        config = _config(target, height, width, attention, choices)
+        config = OperatorConfig(
+            dim=target.dim,
+            height=height,
+            width=width,
+            inner_dim=0 if target.inner_dim == target.dim else target.inner_dim,
+            attention_heads=target.heads,
+            in_bias=getattr(attention.to_q, "bias", None) is not None,
+            **choices,
+        )
         with torch.device("meta"):
             config.build()
     except ValueError as error:
         raise UsageError(f"hyena settings do not fit layer {target.name}: {error}") from None
     return config
-
-
-def _config(
-    target: Target, height: int, width: int, attention: nn.Module, choices: Mapping[str, object]
-) -> OperatorConfig:
-    return OperatorConfig(
-        dim=target.dim,
-        height=height,
-        width=width,
-        inner_dim=0 if target.inner_dim == target.dim else target.inner_dim,
-        attention_heads=target.heads,
-        in_bias=getattr(attention.to_q, "bias", None) is not None,
-        **choices,  # type: ignore[arg-type]
-    )
 
 
 @torch.no_grad()

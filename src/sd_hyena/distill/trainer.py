@@ -16,22 +16,25 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from .. import checkpoint
 from ..errors import SdHyenaError, UsageError
+from ..names import used_fields
 from ..nn import OperatorConfig
 from ..targets import find_targets, select
 from .capture import Captured, capture
 from .data import TeacherInputs, default_prompts, draw_latents, read_prompts
-from .losses import cosine, relative_error
+from .losses import Distance, variance
 from .settings import TrainSettings
 from .state import load_state, save_state
 from .students import Students, configure, start_from_teacher
 
 START_BATCHES = 2  # teacher batches on which mean attention is measured
-VALIDATION_BATCHES = 4
+VALIDATION_PICTURES = 64
 # Settings that may differ between a run and its resumption; all others must be the same.
+MAX_OVERFLOWS = 40
 MAY_CHANGE = {"log_dir", "out_dir", "save_every_n_steps", "device", "seed"}
 logger = logging.getLogger(__name__)
 
@@ -103,8 +106,15 @@ class Trainer:
             self.on_phase(f"nothing to resume in {self.out}: starting at step 0")
         self.seed = self._choose_seed(state)
         torch.manual_seed(self.seed)
-        self._prepare_inputs()
+        prompts = self._prepare_inputs()
+        # What must be the same when the run is resumed, besides the settings.
+        self.identity = {
+            "teacher": self.teacher,
+            "prompts_sha256": prompts,
+            "processes": self.accelerator.num_processes,
+        }
         students = self._make_students(started_from=state)
+        self.variances = self._measure_variances()
         optimizer = self._optimizer(students)
         scheduler = self._scheduler(optimizer)
         step = 0
@@ -114,12 +124,16 @@ class Trainer:
             students.load_state_dict(state["students"])
             optimizer.load_state_dict(state["optimizer"])
             scheduler.load_state_dict(state["scheduler"])
+            if self.accelerator.scaler is not None and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
             self.on_phase(f"resuming at step {step}")
         self.students, self.optimizer, self.scheduler = self.accelerator.prepare(students, optimizer, scheduler)
         step = self._train(step)
-        figures = self._evaluate() if not self._signal else {}
-        # Saving again at the end adds the held-out figures to the last file.
-        self._save(step, figures)
+        self._save(step, {})
+        figures = {}
+        if not self._signal:
+            figures = self._evaluate()
+            self._save(step, figures)  # the same weights again, now with their figures
         return Result(figures, self.configs, self.files, step, self._signal, time.time() - started, self.seed)
 
     # -- setting up ---------------------------------------------------------------------------------
@@ -149,12 +163,14 @@ class Trainer:
     def _choose_seed(self, state: dict[str, Any] | None) -> int:
         given = self.settings.seed
         if state is None:
-            return given if given >= 0 else random.SystemRandom().randrange(2**31)
+            drawn = [given if given >= 0 else random.SystemRandom().randrange(2**31)]
+            return broadcast_object_list(drawn)[0]
         if given not in (-1, state["seed"]):
             raise UsageError(f"cannot resume {self.out} with seed {given}: the run's seed is {state['seed']}")
         return state["seed"]
 
-    def _prepare_inputs(self) -> None:
+    def _prepare_inputs(self) -> str:
+        """Has the teacher draw what is to be learned from; returns a digest of the prompts."""
         s = self.settings
         prompts = read_prompts(s.prompts) if s.prompts else default_prompts(self.is_demo)
         # Noise training draws pictures too, but only to be measured on.
@@ -163,8 +179,10 @@ class Trainer:
             f"the teacher draws {count + s.n_held_out} pictures ({s.draw_steps} steps each; kept for later runs)"
         )
         with self.accelerator.main_process_first():
-            data = draw_latents(self.pipe, self.teacher, prompts, self.grid, count, s.n_held_out, s.draw_steps)
+            batch = min(s.batch_size, 16)
+            data = draw_latents(self.pipe, self.teacher, prompts, self.grid, count, s.n_held_out, s.draw_steps, batch)
         self.inputs = TeacherInputs(self.pipe, data, self.seed)
+        return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
 
     def _make_students(self, started_from: dict[str, Any] | None) -> Students:
         operators = {name: config.build() for name, config in self.configs.items()}
@@ -178,6 +196,11 @@ class Trainer:
                 operator.to(self.accelerator.device)
                 start_from_teacher(operator, self.attentions[name], [batch[name] for batch in batches])
         return Students(operators, self.attentions).to(self.accelerator.device)
+
+    def _measure_variances(self) -> dict[str, float]:
+        """What each layer's loss is divided by, from batches that every process and every resumption shares."""
+        batches = [self._records(-1 - i, range(self.settings.batch_size)) for i in range(START_BATCHES)]
+        return {t.name: sum(variance(batch[t.name].y) for batch in batches) / len(batches) for t in self.targets}
 
     def _optimizer(self, students: Students) -> torch.optim.Optimizer:
         groups = []
@@ -205,10 +228,17 @@ class Trainer:
     def _train(self, step: int) -> int:
         s = self.settings
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        overflows = 0
         try:
-            while step < s.n_steps and not self._signal:
+            while step < s.n_steps and not self._anywhere(bool(self._signal)):
                 lr = self.scheduler.get_last_lr()[0]
                 errors, mse = self._update(step)
+                if self.accelerator.optimizer_step_was_skipped:  # float16 overflow: the loss scale was lowered
+                    overflows += 1
+                    if overflows > MAX_OVERFLOWS:
+                        raise SdHyenaError(f"float16 overflows at step {step + 1} whatever the loss scale: use bf16")
+                    continue
+                overflows = 0
                 step += 1
                 self.on_progress(Progress(step, s.n_steps, errors, mse, lr))
                 if step < s.n_steps and s.save_every_n_steps and step % s.save_every_n_steps == 0:
@@ -237,17 +267,16 @@ class Trainer:
             with accelerator.accumulate(self.students):
                 with accelerator.autocast():
                     outputs = self.students(records)
-                losses = {name: relative_error(y, records[name].y) for name, y in outputs.items()}
-                accelerator.backward(torch.stack(list(losses.values())).mean())
-                for name, value in losses.items():
-                    errors[name] = errors.get(name, 0) + value.detach() / parts
-                    difference = outputs[name].detach().float() - records[name].y.float()
-                    mse[name] = mse.get(name, 0) + difference.square().mean() / parts
+                losses = []
+                for name, y in outputs.items():
+                    square = torch.nn.functional.mse_loss(y.float(), records[name].y.float())
+                    losses.append(square / self.variances[name])
+                    mse[name] = mse.get(name, 0) + square.detach() / parts
+                    errors[name] = errors.get(name, 0) + losses[-1].detach() / parts
+                accelerator.backward(torch.stack(losses).mean())
                 if accelerator.sync_gradients:
-                    self._check_finite(step, errors)
-                    if s.max_grad_norm:
-                        for _, operator in accelerator.unwrap_model(self.students).items():
-                            accelerator.clip_grad_norm_(operator.parameters(), s.max_grad_norm)
+                    self._check_finite(step, "loss", errors)
+                    self._check_finite(step, "gradient", self._clip_gradients())
                 self.optimizer.step()
                 self.scheduler.step()
                 self.optimizer.zero_grad()
@@ -256,12 +285,28 @@ class Trainer:
     def _over_processes(self, values: dict[str, Tensor]) -> dict[str, float]:
         return {name: self.accelerator.reduce(value, "mean").item() for name, value in values.items()}
 
-    def _check_finite(self, step: int, errors: dict[str, Tensor]) -> None:
-        bad = [name for name, value in errors.items() if not math.isfinite(value.item())]
-        if bad:
+    def _clip_gradients(self) -> dict[str, Tensor]:
+        """Limits each layer's gradient on its own, so that one layer's trouble is not the others'. Returns
+        the norms to be checked: none in float16, where Accelerate's loss scaling expects some overflows."""
+        self.accelerator.unscale_gradients(self.optimizer)
+        limit = self.settings.max_grad_norm or math.inf
+        layers = self.accelerator.unwrap_model(self.students).items()
+        norms = {name: torch.nn.utils.clip_grad_norm_(operator.parameters(), limit) for name, operator in layers}
+        return {} if self.accelerator.scaler is not None else norms
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether ``flag`` is set in any process: all must act on it together, or the others would wait."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum").item() > 0
+
+    def _check_finite(self, step: int, what: str, values: dict[str, Tensor]) -> None:
+        bad = [name for name, value in values.items() if not math.isfinite(value.item())]
+        if self._anywhere(bool(bad)):
+            bad = bad or ["another process"]
             last = f"; the last good file is {self.files[-1]}" if self.files else ""
             raise SdHyenaError(
-                f"the loss of {', '.join(bad)} is not finite at step {step + 1} (seed {self.seed}): lower --lr{last}"
+                f"the {what} of {', '.join(bad)} is not finite at step {step + 1} (seed {self.seed}): lower --lr{last}"
             )
 
     def _records(self, step: int, positions: Sequence[int]) -> dict[str, Captured]:
@@ -295,20 +340,20 @@ class Trainer:
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, dict[str, float]]:
-        """Relative error and cosine per layer on held-out latents, the same batches in every run."""
+        """Relative error and cosine per layer on held-out latents, the same inputs in every run."""
         students = self.accelerator.unwrap_model(self.students).eval()
-        sums: dict[str, dict[str, float]] = {t.name: {"relative_error": 0.0, "cosine": 0.0} for t in self.targets}
-        inputs, self.inputs = self.inputs, TeacherInputs(self.pipe, self.inputs.data, seed=0)
-        for batch in range(VALIDATION_BATCHES):
-            records = self._teacher_pass(batch, range(16), validation=True)
+        distances = {t.name: Distance() for t in self.targets}
+        training, self.inputs = self.inputs, TeacherInputs(self.pipe, self.inputs.data, seed=0)
+        for start in range(0, VALIDATION_PICTURES, self.settings.batch_size):
+            positions = range(start, min(start + self.settings.batch_size, VALIDATION_PICTURES))
+            records = self._teacher_pass(0, positions, validation=True)
             with self.accelerator.autocast():
                 outputs = students(records)
             for name, y in outputs.items():
-                sums[name]["relative_error"] += relative_error(y, records[name].y).item() / VALIDATION_BATCHES
-                sums[name]["cosine"] += cosine(y, records[name].y).item() / VALIDATION_BATCHES
-        self.inputs = inputs
+                distances[name].add(y, records[name].y)
+        self.inputs = training
         students.train()
-        return sums
+        return {name: distance.figures() for name, distance in distances.items()}
 
     def _save(self, step: int, figures: dict[str, dict[str, float]]) -> None:
         """The weights after ``step`` updates, then the state to resume from."""
@@ -318,7 +363,8 @@ class Trainer:
         students = self.accelerator.unwrap_model(self.students)
         training = asdict(self.settings) | {"seed": self.seed, "step": step}
         operators = {name: (self.configs[name], operator) for name, operator in students.items()}
-        groups = [[name] for name in operators] if "{t" in self.settings.name_format else [list(operators)]
+        each = "t" in used_fields(self.settings.name_format)
+        groups = [[name] for name in operators] if each else [list(operators)]
         for names in groups:
             path = self.out / (self.settings.name_format.format(s=step, t=names[0]) + ".safetensors")
             checkpoint.save(
@@ -332,15 +378,19 @@ class Trainer:
                 "step": step,
                 "seed": self.seed,
                 "settings": json.dumps(asdict(self.settings)),
+                "identity": json.dumps(self.identity),
                 "students": students.state_dict(),
                 "optimizer": self.optimizer.optimizer.state_dict(),
                 "scheduler": self.scheduler.scheduler.state_dict(),
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {},
             },
         )
-        self.on_save(step, students)
+        if not self._signal:  # who asked to stop is not kept waiting for pictures
+            self.on_save(step, students)
 
     def _check_same_run(self, state: dict[str, Any]) -> None:
-        before, now = json.loads(state["settings"]), asdict(self.settings)
+        before = json.loads(state["settings"]) | json.loads(state["identity"])
+        now = asdict(self.settings) | self.identity
         changed = [k for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
         if changed:
             pairs = ", ".join(f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed)

@@ -69,6 +69,7 @@ def draw_sweep(pipe: Any, settings: GenerateSettings, seed: int, model_hash: str
     paths, entries = settings.plan(), settings.entries()
     for files in entries:  # every file is checked against the model before the first picture is drawn
         attach_entry(pipe, files, settings)
+        patch.check_grid(pipe.unet, (settings.height // pipe.vae_scale_factor, settings.width // pipe.vae_scale_factor))
     try:
         Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -46,20 +46,23 @@ class HyenaAttention(nn.Module):
     def _place_base(self) -> None:
         if self.core:
             return
-        base, weight = self._base[0], next(self.operator.parameters())
         if not self._enabled:
-            base.to(weight.device)
-        elif weight.device.type != "cpu":
-            base.to("cpu")
+            self._bring_base()
+        elif next(self.operator.parameters()).device.type != "cpu":
+            self._base[0].to("cpu")
+
+    def _bring_base(self) -> nn.Module:
+        """The replaced layer, moved to where, and converted to what, the operator is by now."""
+        weight = next(self.operator.parameters())
+        return self._base[0].to(weight.device, weight.dtype)
 
     def release(self) -> nn.Module:
-        """The replaced attention, on the operator's device, with the projections it has by now."""
+        """The replaced attention, on the operator's device and in its type, with the projections it has by now."""
+        if not self.core:
+            return self._bring_base()
         base = self._base[0]
-        if self.core:
-            for name in PROJECTIONS:  # a LoRA library may have wrapped them meanwhile
-                setattr(base, name, getattr(self, name))
-        else:
-            base.to(next(self.operator.parameters()).device)
+        for name in PROJECTIONS:  # a LoRA library may have wrapped them meanwhile
+            setattr(base, name, getattr(self, name))
         return base
 
     def forward(
@@ -106,6 +109,7 @@ def is_plain_self_attention(attention: nn.Module) -> bool:
         all(getattr(attention, name, None) is not None for name in PROJECTIONS)
         and all(getattr(attention, name, None) is None for name in extras)
         and not getattr(attention, "residual_connection", False)
+        and not getattr(attention, "is_cross_attention", False)
         and getattr(attention, "rescale_output_factor", 1.0) == 1.0
         and getattr(attention, "inner_kv_dim", None) in (None, getattr(attention, "inner_dim", None))
     )

@@ -110,7 +110,7 @@ class ImplicitFilter2d(nn.Module):
         features, distance = self._coordinates(self.extent)
         basis = torch.nn.functional.pad(self._mlp(features), (0, 1), value=1.0).flatten(0, 1).double()
         window = self.window(distance).flatten(0, 1).double()
-        wanted = target.flatten(1).double()
+        wanted = target.flatten(1).double().to(window.device)
         for c in range(len(wanted)):
             a = basis * window[:, c : c + 1]
             gram = a.T @ a

@@ -14,7 +14,8 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     taken in float32. The reference is :func:`sd_hyena.ops.naive.linear_attention`.
     """
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-    q, k = (F.elu(x.to(dtype)) + 1 for x in (q, k))
-    state = v.to(dtype) @ k.transpose(-1, -2)
-    normaliser = k.sum(-1, keepdim=True).transpose(-1, -2) @ q
-    return ((state @ q) / normaliser).to(v.dtype)
+    with torch.autocast(v.device.type, enabled=False):
+        q, k = (F.elu(x.to(dtype)) + 1 for x in (q, k))
+        state = v.to(dtype) @ k.transpose(-1, -2)
+        normaliser = k.sum(-1, keepdim=True).transpose(-1, -2) @ q
+        return ((state @ q) / normaliser).to(v.dtype)
