@@ -307,3 +307,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
     assert sorted(p.stem for p in out.glob("*.safetensors")) == ["Hyena-00002", "Hyena-00004"]
     for file in out.glob("*.safetensors"):
         checkpoint.load(file)
+
+
+def test_two_processes_teach_the_same_as_one(tmp_path):
+    """Two gloo processes with half the batch each: the same global batch, the same result."""
+    options = "-W 64 -H 64 -t IN01 -r 1e-3 -d 3 -n 4 -s 0 --n_images 6 --n_held_out 4 --draw_steps 2"
+    common = ["train", "-m", "demo", *options.split(), "-l", str(tmp_path / "logs")]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sd_hyena"]
+    figures = []
+    for name, start, batch in (("one", ["-m", "sd_hyena"], "4"), ("two", launch, "2")):
+        command = [sys.executable, *start, *common, "-b", batch, "-o", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stdout + done.stderr
+        figures.append(checkpoint.load(tmp_path / name / "Hyena-00004.safetensors").layers["IN01"].figures)
+    assert figures[1] == pytest.approx(figures[0], rel=1e-3)

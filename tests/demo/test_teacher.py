@@ -62,6 +62,22 @@ def test_single_file_export_draws_the_same_images(tmp_path, demo_pipe):
     assert (a == b).all()
 
 
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_malicious_ckpt_is_refused_and_its_payload_never_runs(tmp_path):
+    path, mark = tmp_path / "x.ckpt", tmp_path / "ran"
+    torch.save({"state_dict": Payload(mark)}, path)
+    with pytest.raises(SdHyenaError, match=r"x\.ckpt: cannot be loaded"):
+        load_pipeline(locate(str(path)))
+    assert not mark.exists()
+
+
 def test_a_damaged_single_file_is_one_clear_line(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"nothing")
@@ -90,16 +106,32 @@ def test_renders_and_scorer_agree():
 
 
 @pytest.mark.skipif(not FONT.exists(), reason="needs Debian's fonts-noto-color-emoji, as teacher training does")
-def test_teacher_training_runs_and_resumes(tmp_path):
-    """The VAE and UNet stages in miniature: a run that ended early goes on to the longer total."""
-    from sd_hyena.demo.train import main
+def test_teacher_training_resumes_bit_for_bit(tmp_path, monkeypatch):
+    """The VAE and UNet stages in miniature; a run that is cut off ends like one that is not."""
+    from sd_hyena.demo import train
 
-    small = ["--vae-steps", "2", "--batch-size", "2", "--crop-steps", "1"]
-    for folder, plans in (("a", ["2"]), ("b", ["1", "2"])):
-        main(["--work-dir", str(tmp_path / folder), "--stages", "vae", *small])
-        latents = {"latents": torch.randn(480, 8, 4, 32, 32, generator=torch.Generator().manual_seed(0)).half()}
-        torch.save(latents | {"mean": torch.zeros(4), "std": torch.ones(4)}, tmp_path / folder / "latents.pt")
-        for scene_steps in plans:
-            main(["--work-dir", str(tmp_path / folder), "--stages", "unet", *small, "--scene-steps", scene_steps])
-    a, b = (torch.load(tmp_path / f / "unet.pt", weights_only=True) for f in "ab")
-    assert a["step"] == b["step"] == 3
+    small = ["--vae-steps", "2", "--batch-size", "2", "--crop-steps", "1", "--scene-steps", "2"]
+    generator = torch.Generator().manual_seed(0)
+    latents = {"latents": torch.randn(480, 8, 4, 32, 32, generator=generator).half()}
+    monkeypatch.setattr(train, "SAVE_EVERY", 1)
+    update = train._Run.update
+
+    def cut_off(run, loss):
+        if run.step == 1:
+            raise KeyboardInterrupt
+        update(run, loss)
+
+    for folder in "ab":
+        for stage in ("vae", "unet"):
+            arguments = ["--work-dir", str(tmp_path / folder), "--stages", stage, *small]
+            if folder == "b":
+                monkeypatch.setattr(train._Run, "update", cut_off)
+                with pytest.raises(KeyboardInterrupt):
+                    train.main(arguments)
+                monkeypatch.setattr(train._Run, "update", update)
+            train.main(arguments)
+            torch.save(latents | {"mean": torch.zeros(4), "std": torch.ones(4)}, tmp_path / folder / "latents.pt")
+    for stage, steps in (("vae", 2), ("unet", 3)):
+        a, b = (torch.load(tmp_path / f / f"{stage}.pt", weights_only=True) for f in "ab")
+        assert a["step"] == b["step"] == steps
+        assert all(torch.equal(x, y) for x, y in zip(a["average"], b["average"], strict=True))

@@ -12,6 +12,7 @@ from ..errors import UsageError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out_dir", default="demo-out", help="folder to write (default: %(default)s)")
     parser.add_argument("-n", "--n_steps", type=int, default=120, help="training steps (default: %(default)s)")
+    parser.add_argument("--n_images", type=int, default=48, help="pictures to learn from (default: %(default)s)")
     parser.add_argument("--prompts", type=int, default=16, help="held-out prompts to draw (default: %(default)s)")
     parser.add_argument("-s", "--steps", type=int, default=20, help="diffusion steps (default: %(default)s)")
     parser.add_argument("--widths", default="256,512,768,1024", help="image widths to time (default: %(default)s)")
@@ -24,8 +25,8 @@ def run(args: dict[str, Any]) -> int:
     from .train import choose_device
 
     widths = parse_widths(args["widths"])
-    if min(args["n_steps"], args["prompts"], args["steps"]) < 1:
-        raise UsageError("--n_steps, --prompts and --steps must be at least 1")
+    if min(args["n_steps"], args["n_images"], args["prompts"], args["steps"]) < 1:
+        raise UsageError("--n_steps, --n_images, --prompts and --steps must be at least 1")
     out = Path(args["out_dir"])
     if (out / "report.html").exists() and not args["overwrite"]:
         raise UsageError(f"{out / 'report.html'} exists: choose another --out_dir, or give --overwrite")
@@ -34,7 +35,15 @@ def run(args: dict[str, Any]) -> int:
     from .display import comparison_table, console, layer_table, phase, training_progress
 
     device = choose_device(args["device"])
-    settings = DemoSettings(str(out), args["n_steps"], args["prompts"], args["steps"], tuple(widths), device)
+    settings = DemoSettings(
+        out_dir=str(out),
+        n_steps=args["n_steps"],
+        prompts=args["prompts"],
+        steps=args["steps"],
+        widths=tuple(widths),
+        n_images=args["n_images"],
+        device=device,
+    )
     with training_progress(settings.n_steps) as advance:
         result = demonstrate(settings, phase, advance)
     layer_table(result.training)

@@ -38,6 +38,7 @@ class DemoSettings:
     prompts: int
     steps: int
     widths: tuple[int, ...]
+    n_images: int = 48
     device: str = "cpu"
 
 
@@ -83,8 +84,8 @@ def training_settings(settings: DemoSettings) -> TrainSettings:
         lr=1e-3,
         save_every_n_steps=0,
         seed=1,
-        n_images=48,
-        n_held_out=16,
+        n_images=settings.n_images,
+        n_held_out=max(4, settings.n_images // 3),
         draw_steps=10,
         out_dir=settings.out_dir,
         device=settings.device,

@@ -36,6 +36,7 @@ MIN_SNR_GAMMA = 5.0
 # high noise that place, number and ground are decided.
 CROP_FLOOR, SCENE_FLOOR = 0.05, 0.4
 EMA_DECAY = 0.995
+SAVE_EVERY = 100
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -113,13 +114,13 @@ class _Run:
                 temporary,
             )
 
-    def steps(self, every: int = 100) -> Iterator[int]:
+    def steps(self) -> Iterator[int]:
         """Yields step numbers; the caller calls ``update(loss)`` once for each."""
         started, first = time.time(), self.step
         self.losses: list[float] = []
         while self.step < self.total:
             yield self.step
-            if self.step % every == 0 or self.step == self.total:
+            if self.step % SAVE_EVERY == 0 or self.step == self.total:
                 self.save()
                 rate = (self.step - first) / (time.time() - started)
                 print(
@@ -152,7 +153,8 @@ def _training_scenes() -> list[Scene]:
 
 
 def stage_vae(args: argparse.Namespace) -> None:
-    """L1 + L2 reconstruction on 128 px crops, a light KL term; then latents are standardised in place."""
+    """L1 + L2 reconstruction on 128 px crops, a light KL term."""
+    torch.manual_seed(args.seed)
     vae = arch.make_vae()
     run = _Run(args.work_dir / "vae.pt", {"vae": vae}, 2e-3, args.vae_steps, args.device)
     scenes = _training_scenes()

@@ -78,9 +78,7 @@ class TrainSettings:
         parse_names(self.target)
         check_format(self.name_format, {"s": int, "t": str})
         if 0 < self.save_every_n_steps < self.n_steps and "s" not in used_fields(self.name_format):
-            raise UsageError(
-                f"--name_format {self.name_format!r} repeats names: use {{s}}, or --save_every_n_steps 0"
-            )
+            raise UsageError(f"--name_format {self.name_format!r} repeats names: use {{s}}, or --save_every_n_steps 0")
         if self.operator == "causal":
             for name, usual in (("global_branch", "linear"), ("scaling", "extend")):
                 if getattr(self, name) != usual:

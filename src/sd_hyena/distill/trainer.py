@@ -93,6 +93,7 @@ class Trainer:
         self.attentions = {t.name: pipe.unet.get_submodule(t.path) for t in self.targets}
         factor = pipe.vae_scale_factor
         self.grid = (settings.height // factor, settings.width // factor)
+        self.global_batch = settings.batch_size * accelerator.num_processes
         self.configs = self._configure()
         self._signal = 0
         self.files: list[Path] = []
@@ -191,7 +192,7 @@ class Trainer:
                 operator.load_state_dict(self._pretrained.tensors[self._stored_name[name]])
         elif self.settings.init == "teacher" and started_from is None:
             self.on_phase("measuring the teacher's mean attention to start from")
-            batches = [self._teacher_pass(-1 - i, range(self.settings.batch_size)) for i in range(START_BATCHES)]
+            batches = [self._teacher_pass(-1 - i, range(self.global_batch)) for i in range(START_BATCHES)]
             for name, operator in operators.items():
                 operator.to(self.accelerator.device)
                 start_from_teacher(operator, self.attentions[name], [batch[name] for batch in batches])
@@ -199,7 +200,7 @@ class Trainer:
 
     def _measure_variances(self) -> dict[str, float]:
         """What each layer's loss is divided by, from batches that every process and every resumption shares."""
-        batches = [self._records(-1 - i, range(self.settings.batch_size)) for i in range(START_BATCHES)]
+        batches = [self._records(-1 - i, range(self.global_batch)) for i in range(START_BATCHES)]
         return {t.name: sum(variance(batch[t.name].y) for batch in batches) / len(batches) for t in self.targets}
 
     def _optimizer(self, students: Students) -> torch.optim.Optimizer:
@@ -262,7 +263,7 @@ class Trainer:
         errors: dict[str, Tensor] = {}
         mse: dict[str, Tensor] = {}
         for part in range(parts):
-            start = part * s.batch_size * accelerator.num_processes + first
+            start = part * self.global_batch + first
             records = self._records(step, range(start, start + s.batch_size))
             with accelerator.accumulate(self.students):
                 with accelerator.autocast():
