@@ -8,6 +8,7 @@ import logging
 import math
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -228,7 +229,9 @@ class Trainer:
 
     def _train(self, step: int) -> int:
         s = self.settings
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        # Only a main thread may handle signals; elsewhere the host program decides what they mean.
+        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        previous = {number: signal.signal(number, self._on_signal) for number in numbers}
         overflows = 0
         try:
             while step < s.n_steps and not self._anywhere(bool(self._signal)):
