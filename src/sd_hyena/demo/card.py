@@ -35,7 +35,7 @@ def measure(folder: Path, prompts: int, seed: int) -> tuple[dict[float, dict[str
         print(f"guidance {guidance:g}: {scores[guidance]}", flush=True)
         if guidance == GUIDANCE[len(GUIDANCE) // 2]:
             rows = [images[i : i + 8] for i in range(0, min(SHEET, len(images)), 8)]
-            sheet = contact_sheet(rows, [", ".join(captions[i * 8 : i * 8 + 8]) for i in range(len(rows))])
+            sheet = contact_sheet(rows, [captions[i * 8 : i * 8 + 8] for i in range(len(rows))])
             save_png(sheet, folder / "samples.png")
     return scores, evaluate_scorer(scorer)
 
@@ -79,8 +79,11 @@ it draws nothing but stickers.
 
 ## What it draws
 
-Subjects: {subjects}. Background colours: {colours}. Layouts: {layouts}. Captions read like "a fox on the left, green
-background" or "two pigs, black background". One subject-colour combination in six (16 of 96) was never shown in
+- Subjects: {subjects}.
+- Background colours: {colours}.
+- Layouts: {layouts}.
+
+Captions read like "a fox on the left, green background" or "two pigs, black background". One subject-colour combination in six (16 of 96) was never shown in
 training; all figures are for prompts made of those.
 
 ## Figures
@@ -92,8 +95,9 @@ training; all figures are for prompts made of those.
 {rows}
 
 The scorer (`scorer.safetensors`) is a small classifier trained on renderings only. On fresh renderings of the held-out
-combinations it is right about: {scorer}. Measured on {machine}, with
-`python -m sd_hyena.demo.train --stages card`.
+combinations it is right about: {scorer}.
+Measured on {machine}, with
+`python -m sd_hyena.demo.train --stages card --card-prompts {prompts}`.
 
 ## Data and licence
 

@@ -133,18 +133,32 @@ def save_png(image: Image.Image, path: Path, parameters: str = "") -> None:
         raise SdHyenaError(f"{path}: cannot write: {error.strerror or error}") from error
 
 
-def contact_sheet(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str]) -> Image.Image:
-    """One labelled row of pictures per entry. All pictures have the same size."""
+def contact_sheet(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str | Sequence[str]]) -> Image.Image:
+    """One row of pictures per entry, all of one size. A label stands over its row, or over each picture."""
     width, height = rows[0][0].size
     gap, bar = 6, 26
-    font = ImageFont.load_default(16)
     sheet = Image.new("RGB", (gap + max(map(len, rows)) * (width + gap), len(rows) * (bar + height + gap)), "white")
     draw = ImageDraw.Draw(sheet)
     for r, (row, label) in enumerate(zip(rows, labels, strict=True)):
         top = r * (bar + height + gap)
-        fitting = (label[k:] if k == 0 else f"...{label[k:]}" for k in range(len(label) + 1))
-        text = next((t for t in fitting if draw.textlength(t, font) <= sheet.width - 2 * gap), "")
-        draw.text((gap, top + bar / 2), text, "black", font, anchor="lm")
+        if isinstance(label, str):
+            _write(draw, label, gap, top + bar / 2, sheet.width - 2 * gap)
         for c, image in enumerate(row):
-            sheet.paste(image, (gap + c * (width + gap), top + bar))
+            left = gap + c * (width + gap)
+            sheet.paste(image, (left, top + bar))
+            if not isinstance(label, str):
+                _write(draw, label[c], left, top + bar / 2, width)
     return sheet
+
+
+def _write(draw: ImageDraw.ImageDraw, text: str, x: float, y: float, width: float) -> None:
+    """One line, in the largest type that fits; where none does, its end."""
+    for size in range(16, 8, -1):
+        font = ImageFont.load_default(size)
+        if draw.textlength(text, font) <= width:
+            break
+    else:
+        while text and draw.textlength(f"...{text}", font) > width:
+            text = text[1:]
+        text = f"...{text}"
+    draw.text((x, y), text, "black", font, anchor="lm")
