@@ -83,8 +83,8 @@ it draws nothing but stickers.
 - Background colours: {colours}.
 - Layouts: {layouts}.
 
-Captions read like "a fox on the left, green background" or "two pigs, black background". One subject-colour combination in six (16 of 96) was never shown in
-training; all figures are for prompts made of those.
+Captions read like "a fox on the left, green background" or "two pigs, black background". One subject-colour
+combination in six (16 of 96) was never shown in training; all figures are for prompts made of those.
 
 ## Figures
 
