@@ -10,7 +10,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from ..errors import SdHyenaError, UsageError
 from ..names import used_fields
 from ..nn import OperatorConfig
 from ..targets import find_targets, select
-from .capture import Captured, capture
-from .data import TeacherInputs, default_prompts, draw_latents, read_prompts
+from .data import default_prompts, draw_latents, read_prompts
+from .lessons import Lessons
 from .losses import Distance, variance
 from .settings import TrainSettings
 from .state import load_state, save_state
@@ -183,7 +183,7 @@ class Trainer:
         with self.accelerator.main_process_first():
             batch = min(s.batch_size, 16)
             data = draw_latents(self.pipe, self.teacher, prompts, self.grid, count, s.n_held_out, s.draw_steps, batch)
-        self.inputs = TeacherInputs(self.pipe, data, self.seed)
+        self.lessons = Lessons(self.pipe, self.targets, self.grid, data, self.seed, noise=s.data == "noise")
         return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
 
     def _make_students(self, started_from: dict[str, Any] | None) -> Students:
@@ -193,7 +193,7 @@ class Trainer:
                 operator.load_state_dict(self._pretrained.tensors[self._stored_name[name]])
         elif self.settings.init == "teacher" and started_from is None:
             self.on_phase("measuring the teacher's mean attention to start from")
-            batches = [self._teacher_pass(-1 - i, range(self.global_batch)) for i in range(START_BATCHES)]
+            batches = [self.lessons.activations(-1 - i, range(self.global_batch)) for i in range(START_BATCHES)]
             for name, operator in operators.items():
                 operator.to(self.accelerator.device)
                 start_from_teacher(operator, self.attentions[name], [batch[name] for batch in batches])
@@ -201,7 +201,7 @@ class Trainer:
 
     def _measure_variances(self) -> dict[str, float]:
         """What each layer's loss is divided by, from batches that every process and every resumption shares."""
-        batches = [self._records(-1 - i, range(self.global_batch)) for i in range(START_BATCHES)]
+        batches = [self.lessons.training(-1 - i, range(self.global_batch)) for i in range(START_BATCHES)]
         return {t.name: sum(variance(batch[t.name].y) for batch in batches) / len(batches) for t in self.targets}
 
     def _optimizer(self, students: Students) -> torch.optim.Optimizer:
@@ -267,7 +267,7 @@ class Trainer:
         mse: dict[str, Tensor] = {}
         for part in range(parts):
             start = part * self.global_batch + first
-            records = self._records(step, range(start, start + s.batch_size))
+            records = self.lessons.training(step, range(start, start + s.batch_size))
             with accelerator.accumulate(self.students):
                 with accelerator.autocast():
                     outputs = self.students(records)
@@ -313,33 +313,6 @@ class Trainer:
                 f"the {what} of {', '.join(bad)} is not finite at step {step + 1} (seed {self.seed}): lower --lr{last}"
             )
 
-    def _records(self, step: int, positions: Sequence[int]) -> dict[str, Captured]:
-        if self.settings.data == "noise":
-            return self._noise_pass(step, positions)
-        return self._teacher_pass(step, positions)
-
-    @torch.no_grad()
-    def _teacher_pass(self, step: int, positions: Sequence[int], validation: bool = False) -> dict[str, Captured]:
-        with capture(self.pipe.unet, self.targets) as records:
-            self.pipe.unet(**self.inputs.batch(step, positions, validation))
-        return dict(records)
-
-    @torch.no_grad()
-    def _noise_pass(self, step: int, positions: Sequence[int]) -> dict[str, Captured]:
-        """The original's data: each layer sees normal noise instead of activations."""
-        records = {}
-        for number, target in enumerate(self.targets):
-            h, w = target.grid(self.grid)
-            samples = []
-            for position in positions:
-                key = hashlib.sha256(f"{self.seed}/noise/{step}/{number}/{position}".encode()).digest()
-                generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
-                samples.append(torch.randn(h * w, target.dim, generator=generator))
-            attention = self.attentions[target.name]
-            x = torch.stack(samples).to(self.pipe.unet.device, self.pipe.unet.dtype)
-            records[target.name] = Captured(x, attention(x), (h, w))
-        return records
-
     # -- measuring and saving -----------------------------------------------------------------------
 
     @torch.no_grad()
@@ -347,15 +320,13 @@ class Trainer:
         """Relative error and cosine per layer on held-out latents, the same inputs in every run."""
         students = self.accelerator.unwrap_model(self.students).eval()
         distances = {t.name: Distance() for t in self.targets}
-        training, self.inputs = self.inputs, TeacherInputs(self.pipe, self.inputs.data, seed=0)
         for start in range(0, VALIDATION_PICTURES, self.settings.batch_size):
             positions = range(start, min(start + self.settings.batch_size, VALIDATION_PICTURES))
-            records = self._teacher_pass(0, positions, validation=True)
+            records = self.lessons.held_out(positions)
             with self.accelerator.autocast():
                 outputs = students(records)
             for name, y in outputs.items():
                 distances[name].add(y, records[name].y)
-        self.inputs = training
         students.train()
         return {name: distance.figures() for name, distance in distances.items()}
 
