@@ -55,7 +55,7 @@ def test_it_is_not_causal():
 
 def test_extend_keeps_the_kernel_and_stretch_keeps_its_mass():
     torch.manual_seed(0)
-    operator = Hyena2D(8, extent=(32, 32), attention_heads=2)
+    operator = Hyena2D(8, extent=(32, 32), attention_heads=2, scaling="extend")
     with torch.no_grad():
         trained = operator.filter((32, 32))
         assert torch.equal(operator.filter((50, 40)), trained)
@@ -86,7 +86,7 @@ def test_cached_spectra_follow_the_weights():
         assert torch.equal(fresh(x, (6, 6)), changed)
     operator.load_state_dict({k: v / 3 if k == "filter.head.weight" else v for k, v in operator.state_dict().items()})
     assert_close("restored", first, run(), 1e-5)
-    operator.filter.scaling = "stretch"
+    operator.filter.scaling = "extend"
     run()
     assert not any("spectr" in key for key in operator.state_dict())
 

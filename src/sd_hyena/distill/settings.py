@@ -50,7 +50,7 @@ class TrainSettings:
     hyena_short_filter_order: int = option(3, "taps of the short filter (per axis for hyena2d)")
     form: str = option("full", "full: own projections; core: the teacher's", choices=("full", "core"))
     global_branch: str = option("linear", "what carries the flat part of attention", choices=("none", "mean", "linear"))
-    scaling: str = option("extend", "how filters grow to larger images", choices=("extend", "stretch"))
+    scaling: str = option("stretch", "how filters grow to larger images", choices=("extend", "stretch"))
     init: str = option("teacher", "start from the teacher's attention, or at random", choices=INITS)
     data: str = option(
         "teacher", "learn from pictures the teacher draws, or from noise as the original did", choices=DATA
@@ -80,7 +80,7 @@ class TrainSettings:
         if 0 < self.save_every_n_steps < self.n_steps and "s" not in used_fields(self.name_format):
             raise UsageError(f"--name_format {self.name_format!r} repeats names: use {{s}}, or --save_every_n_steps 0")
         if self.operator == "causal":
-            for name, usual in (("global_branch", "linear"), ("scaling", "extend")):
+            for name, usual in (("global_branch", "linear"), ("scaling", "stretch")):
                 if getattr(self, name) != usual:
                     logger.warning("--%s belongs to hyena2d; the causal operator ignores it", name)
         if self.prompts:

@@ -49,7 +49,7 @@ class OperatorConfig:
     short_filter_order: int = 3
     form: str = "full"
     global_branch: str = "linear"
-    scaling: str = "extend"
+    scaling: str = "stretch"
     in_bias: bool = True
 
     def __post_init__(self) -> None:

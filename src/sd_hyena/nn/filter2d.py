@@ -42,7 +42,7 @@ class ImplicitFilter2d(nn.Module):
         scaling: "extend" or "stretch".
     """
 
-    def __init__(self, channels: int, order: int, extent: tuple[int, int], scaling: str = "extend") -> None:
+    def __init__(self, channels: int, order: int, extent: tuple[int, int], scaling: str = "stretch") -> None:
         super().__init__()
         if scaling not in SCALINGS:
             raise ValueError(f"scaling must be one of {SCALINGS}, got {scaling!r}")

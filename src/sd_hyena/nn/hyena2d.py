@@ -64,7 +64,7 @@ class Hyena2D(nn.Module):
         short_filter_order: int = 3,
         form: str = "full",
         global_branch: str = "linear",
-        scaling: str = "extend",
+        scaling: str = "stretch",
         in_bias: bool = True,
     ) -> None:
         super().__init__()
