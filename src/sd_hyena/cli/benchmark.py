@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def run(args: dict[str, Any]) -> int:
     from rich.table import Table
 
     from ..benchmark.figures import plot_sizes
-    from ..benchmark.layers import as_dict, crossover, machine, run_sizes
+    from ..benchmark.layers import crossover, machine, run_sizes
     from .display import console, phase
 
     where = machine()
@@ -60,7 +61,7 @@ def run(args: dict[str, Any]) -> int:
         command = f"sd-hyena benchmark {flags}"
         facts = f"{title}, torch {where['torch']}, {where['date']}\n\n`{command}`\n\n"
         facts += "Median ms of a whole layer in float32; in brackets attention's time over this one's.\n\n"
-        document = {"machine": where, "command": command, "rows": [as_dict(row) for row in rows]}
+        document = {"machine": where, "command": command, "rows": [asdict(row) for row in rows]}
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             for suffix, text in ((".json", json.dumps(document, indent=2)), (".md", facts + "\n".join(lines) + "\n")):

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from ..generate.settings import GenerateSettings
+from ..generate.settings import GRID_NAME, GenerateSettings
 from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
@@ -61,7 +61,7 @@ def _draw(settings: GenerateSettings, source: Any) -> int:
         console.print(f"{done}/{total} {drawn.path} seed {drawn.seed}, {drawn.seconds:.2f} s", soft_wrap=True)
     if settings.grid:
         labels = [" + ".join(files) or f"{settings.model} (attention)" for files in settings.entries()]
-        path = Path(settings.out_dir) / "grid.png"
+        path = Path(settings.out_dir) / GRID_NAME
         save_png(contact_sheet(rows, labels), path)
         console.print(str(path), soft_wrap=True)
     return 0

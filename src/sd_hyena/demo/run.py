@@ -6,13 +6,13 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..api import load_hyena
 from ..benchmark.figures import plot_sizes
-from ..benchmark.layers import Row, as_dict, crossover, machine, run_sizes
+from ..benchmark.layers import Row, crossover, machine, run_sizes
 from ..distill.settings import TrainSettings
 from ..distill.state import locked
 from ..distill.trainer import Progress, Result, Trainer
@@ -60,7 +60,7 @@ class Demonstration:
             "layers": self.training.figures,
             "mean_relative_error": self.mean_error,
             "comparison": self.comparison.figures(),
-            "times": [as_dict(row) for row in self.rows],
+            "times": [asdict(row) for row in self.rows],
             "crossover_px": {kind: crossover(self.rows, kind) for kind in kinds if "SDPA" not in kind},
             "training_seconds": self.training.seconds,
             "seconds": self.seconds,

@@ -6,16 +6,6 @@ import torch
 from torch import Tensor
 
 
-def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """``|y - t|^2 / |t - mean(t)|^2``, both (B, L, D), the mean per channel over batch and tokens.
-
-    1 is what predicting each channel's mean would score.
-    """
-    teacher = teacher.float()
-    spread = (teacher - teacher.mean((0, 1), keepdim=True)).square().sum()
-    return (student.float() - teacher).square().sum() / spread.clamp(min=1e-12)
-
-
 def variance(teacher: Tensor) -> float:
     """Mean square of a teacher's output (B, L, D) around its channels' means.
 
@@ -27,7 +17,11 @@ def variance(teacher: Tensor) -> float:
 
 
 class Distance:
-    """Relative error and cosine over any number of batches, however they are cut."""
+    """Relative error and cosine over any number of batches, however they are cut.
+
+    The relative error is ``|y - t|^2 / |t - mean(t)|^2``, the mean per channel over batch and tokens: 1 is
+    what predicting each channel's mean would score.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -45,7 +39,7 @@ class Distance:
         self.teacher_sum = self.teacher_sum + t.sum((0, 1))
 
     def figures(self) -> dict[str, float]:
-        """``relative_error`` as :func:`relative_error` defines it, and ``cosine`` of the outputs as vectors."""
+        """``relative_error``, and ``cosine`` of the outputs as vectors."""
         mean_square = torch.as_tensor(self.teacher_sum).square().sum().item() / self.count
         return {
             "relative_error": self.error / max(self.teacher_square - mean_square, 1e-12),

@@ -136,6 +136,7 @@ class Trainer:
         if not self._signal:
             figures = self._evaluate()
             self._save(step, figures)  # the same weights again, now with their figures
+            self._show(step)
         return Result(figures, self.configs, self.files, step, self._signal, time.time() - started, self.seed)
 
     # -- setting up ---------------------------------------------------------------------------------
@@ -247,6 +248,7 @@ class Trainer:
                 self.on_progress(Progress(step, s.n_steps, errors, mse, lr))
                 if step < s.n_steps and s.save_every_n_steps and step % s.save_every_n_steps == 0:
                     self._save(step, {})
+                    self._show(step)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -360,8 +362,11 @@ class Trainer:
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {},
             },
         )
-        if not self._signal:  # who asked to stop is not kept waiting for pictures
-            self.on_save(step, students)
+
+    def _show(self, step: int) -> None:
+        """Lets the observer draw with what was just saved; who asked to stop is not kept waiting for it."""
+        if self.accelerator.is_main_process and not self._signal:
+            self.on_save(step, self.accelerator.unwrap_model(self.students))
 
     def _check_same_run(self, state: dict[str, Any]) -> None:
         before = json.loads(state["settings"]) | json.loads(state["identity"])

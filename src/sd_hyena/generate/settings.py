@@ -23,7 +23,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
 }
 NAME_FIELDS = {"h": int, "n": int, "b": int, "i": int}
-GRID_NAME = "grid"
+GRID_NAME = "grid.png"
 
 
 @dataclass
@@ -103,7 +103,7 @@ class GenerateSettings:
                 stem = self.name_format.format(h=h, n=n, b=j // self.num_images, i=j % self.num_images)
                 row.append(folder / f"{stem}.png")
             paths.append(row)
-        flat = [p for row in paths for p in row] + ([folder / f"{GRID_NAME}.png"] if self.grid else [])
+        flat = [p for row in paths for p in row] + ([folder / GRID_NAME] if self.grid else [])
         if len(set(flat)) < len(flat):
             raise UsageError(
                 f"--name_format {self.name_format!r} repeats names: use {{n}}, or {{h}} with {{b}} and {{i}}"
