@@ -91,7 +91,8 @@ def test_filter_fit_reproduces_a_smooth_kernel():
 
     torch.manual_seed(0)
     filter2d = ImplicitFilter2d(6, 64, (16, 12))
-    _, distance = filter2d._coordinates((16, 12))
+    dy, dx = torch.arange(-15, 16)[:, None] / 16, torch.arange(-11, 12)[None] / 12
+    distance = torch.sqrt(dy**2 + dx**2)
     target = torch.stack([torch.exp(-rate * distance**2) for rate in (1, 3, 8, 15, 20, 30)])
     filter2d.fit_(target)
     with torch.no_grad():

@@ -4,31 +4,65 @@ import pytest
 import torch
 from conftest import assert_close
 
-from sd_hyena.ops import fft, linear, naive
+from sd_hyena.ops import fft, linear, long_conv, naive
 
 GRIDS = [(1, 1), (1, 7), (5, 3), (7, 7), (8, 8), (13, 4), (17, 11), (9, 23)]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("reach", [0, 2, 1000])
-def test_conv2d_equals_definition(grid, reach):
+@pytest.mark.parametrize("step", [1, 300, 2**18])
+def test_long_conv2d_equals_definition(grid, reach, step, monkeypatch):
+    """Whatever is transformed together: one plane, some channels of an image, or several images."""
+    monkeypatch.setitem(long_conv.STEP, "cpu", step)
+    monkeypatch.setattr(long_conv, "BAND", step)
     torch.manual_seed(0)
     ry, rx = min(reach, grid[0] - 1), min(reach, grid[1] - 1)
-    inputs = torch.randn(2, 3, *grid), torch.randn(3, 2 * ry + 1, 2 * rx + 1), torch.randn(2, 3, *grid)
+    inputs = torch.randn(3, 5, *grid), torch.randn(5, 2 * ry + 1, 2 * rx + 1), torch.randn(5), torch.randn(5)
+    weight = torch.randn(3, 5, *grid)
 
-    def outcome(conv, dtype):
-        u, k, weight = (t.to(dtype) for t in inputs)
-        u.requires_grad_(), k.requires_grad_()
-        y = conv(u, k)
-        return y.detach(), *torch.autograd.grad((y * weight).sum(), (u, k))
+    def outcome(conv, dtype, layout):
+        leaves = [
+            t.to(dtype).contiguous(memory_format=layout if t.dim() == 4 else torch.contiguous_format) for t in inputs
+        ]
+        leaves = [t.requires_grad_() for t in leaves]
+        y = conv(*leaves)
+        return y.detach(), *torch.autograd.grad((y * weight.to(dtype)).sum(), leaves)
 
-    def fast(u, k):
-        return fft.conv2d(u, fft.kernel_spectrum(k, grid), (ry, rx))
+    expected = outcome(naive.long_conv2d, torch.float64, torch.contiguous_format)
+    for dtype, ratio in ((torch.float32, 2e-5), (torch.float64, 1e-12)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            got = outcome(long_conv.long_conv2d, dtype, layout)
+            for name, a, b in zip(("y", "du", "dk", "dbias", "dgain"), expected, got, strict=True):
+                assert_close(f"{name} {dtype} {grid}", a, b, ratio)
 
-    expected = outcome(naive.conv2d, torch.float64)
-    for dtype, ratio in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
-        for name, a, b in zip(("y", "du", "dk"), expected, outcome(fast, dtype), strict=True):
-            assert_close(f"{name} {dtype} {grid}", a, b, ratio)
+
+@pytest.mark.parametrize("wanted", [0, 1, 2, 3])
+def test_long_conv2d_gives_only_the_gradients_that_are_wanted(wanted):
+    leaves = [torch.randn(2, 3, 4, 5), torch.randn(3, 7, 9), torch.randn(3), torch.randn(3)]
+    leaves[wanted].requires_grad_()
+    fast, slow = (
+        torch.autograd.grad(f(*leaves).square().sum(), leaves[wanted])[0]
+        for f in (long_conv.long_conv2d, naive.long_conv2d)
+    )
+    assert_close("gradient", slow, fast, 1e-4)
+
+
+def test_a_spectrum_can_be_made_from_rows_as_they_come(monkeypatch):
+    monkeypatch.setattr(long_conv, "BAND", 3 * 9 * 2)
+    k, bias, gain = torch.randn(3, 7, 9), torch.randn(3), torch.randn(3)
+    asked = []
+
+    def rows(band):
+        asked.append(band)
+        return k[:, band]
+
+    whole = long_conv.kernel_spectrum(k, k.shape, (4, 5), bias, gain)
+    out = torch.full_like(whole, float("nan"))
+    made = long_conv.kernel_spectrum(rows, (3, 7, 9), (4, 5), bias, gain, out)
+    assert made is out
+    assert len(asked) == 4
+    assert_close("spectrum", torch.view_as_real(whole), torch.view_as_real(made), 1e-6)
 
 
 def test_conv2d_definition_by_hand():
@@ -81,7 +115,7 @@ def test_half_precision_inputs_are_transformed_in_float32():
     torch.manual_seed(0)
     u, k = torch.randn(1, 4, 12, 12), torch.randn(4, 23, 23)
     exact = naive.conv2d(u.bfloat16().double(), k.double())
-    got = fft.conv2d(u.bfloat16(), fft.kernel_spectrum(k, (12, 12)), (11, 11))
+    got = long_conv.convolve(u.bfloat16(), long_conv.kernel_spectrum(k, k.shape, (12, 12)), (11, 11))
     assert got.dtype == torch.bfloat16
     assert_close("bf16", exact, got.double(), 4e-3)
 
@@ -105,3 +139,17 @@ def test_linear_attention_keeps_its_sums_in_float32_under_autocast(dtype):
     with torch.autocast("cpu", dtype):
         got = linear.linear_attention(q.to(dtype), k.to(dtype), v.to(dtype))
     assert_close("autocast", expected, got.float(), 2e-2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (2, 3, 4, 33), (0, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_project_is_a_linear_layer(shape, dtype):
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(s, dtype=dtype) for s in (shape, (6, shape[-1]), (6,)))
+    for b in (bias, None):
+        expected = torch.nn.functional.linear(x.double(), weight.double(), None if b is None else b.double())
+        got = linear.project(x, weight, b)
+        assert got.dtype == dtype
+        assert got.shape == expected.shape
+        if x.numel():
+            assert_close("project", expected, got.double(), 1e-2 if dtype == torch.bfloat16 else 1e-6)

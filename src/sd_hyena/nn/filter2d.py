@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from .causal import Sine
 
 SCALINGS = ("extend", "stretch")
 BANDS = 4  # octaves of the coordinate features along each axis
+BAND = 2**13  # taps whose features are computed at once at inference
 FASTEST, SLOWEST = 16.0, 0.5  # decay rates per trained extent across the channels at the start
 
 
@@ -21,8 +23,9 @@ class Window(nn.Module):
         super().__init__()
         self.rate = nn.Parameter(torch.logspace(math.log10(SLOWEST), math.log10(FASTEST), channels))
 
-    def forward(self, distance: Tensor) -> Tensor:
-        return torch.exp(-distance[..., None] * self.rate.to(distance.dtype).abs())
+    def forward(self, distance: Tensor, channels: Tensor | slice = slice(None)) -> Tensor:
+        """(C, *shape) from distances of that shape."""
+        return torch.exp(-self.rate[channels].to(distance.dtype).abs()[:, None, None] * distance)
 
 
 class ImplicitFilter2d(nn.Module):
@@ -57,43 +60,68 @@ class ImplicitFilter2d(nn.Module):
         reach = self.extent if self.scaling == "extend" else grid
         return min(grid[0], reach[0]) - 1, min(grid[1], reach[1]) - 1
 
-    def _coordinates(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Features (2 ry + 1, 2 rx + 1, F) and distances (2 ry + 1, 2 rx + 1), in units of the extent."""
-        like = {"device": self.head.weight.device, "dtype": self._dtype}
-        unit = self.extent if self.scaling == "extend" else grid
-        axes = [torch.arange(-r, r + 1, **like) / n for r, n in zip(self.radius(grid), unit, strict=True)]
-        y, x = torch.meshgrid(*axes, indexing="ij")
-        distance = torch.sqrt(y * y + x * x)
-        octaves = math.pi * 2.0 ** torch.arange(BANDS, **like)
-        waves = torch.stack([y, x], -1)[..., None] * octaves
-        features = torch.cat([torch.stack([y, x, distance], -1), waves.sin().flatten(-2), waves.cos().flatten(-2)], -1)
-        return features, distance
+    def hidden(self, grid: tuple[int, int]) -> Tensor:
+        """The MLP's last hidden layer at every offset, (order, 2 ry + 1, 2 rx + 1), shared by all channels."""
+        with torch.autocast(self.head.weight.device.type, enabled=False):
+            y, x = self._axes(grid)
+            if torch.is_grad_enabled():
+                return self._mlp(y, x)
+            hidden = y.new_empty(len(self.head.weight[0]), len(y), len(x))
+            for band in torch.arange(len(y)).split(max(1, BAND // len(x))):  # in cache, band by band
+                hidden[:, band[0] : band[-1] + 1] = self._mlp(y[band[0] : band[-1] + 1], x)
+            return hidden
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        """At least float32: half-precision coordinates cannot tell neighbouring cells of a large grid apart."""
-        return torch.promote_types(self.head.weight.dtype, torch.float32)
-
-    def _mlp(self, features: Tensor) -> Tensor:
+    def _mlp(self, y: Tensor, x: Tensor) -> Tensor:
+        """(order, len(y), len(x)): the hidden layer at the offsets y by x, in units of the extent."""
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        octaves = math.pi * 2.0 ** torch.arange(BANDS, device=y.device, dtype=y.dtype)[:, None, None]
+        waves = torch.cat([y * octaves, x * octaves])
+        features = torch.cat([torch.stack([y, x, torch.sqrt(y * y + x * x)]), waves.sin(), waves.cos()]).flatten(1)
         for layer in self.mlp:
             if isinstance(layer, Sine):
-                features = torch.sin(layer.freq.to(self._dtype) * features)
+                features = torch.sin(layer.freq.to(features.dtype).T * features)
             else:
                 features = self._linear(layer, features)
-        return features
+        return features.unflatten(1, y.shape)
 
-    def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        return torch.nn.functional.linear(x, layer.weight.to(self._dtype), layer.bias.to(self._dtype))
+    def forward(
+        self,
+        grid: tuple[int, int],
+        channels: Tensor | slice = slice(None),
+        hidden: Tensor | None = None,
+        rows: slice = slice(None),
+    ) -> Tensor:
+        """The kernels for an (h, w) grid: (C, 2 ry + 1, 2 rx + 1), centre tap at offset (0, 0).
+
+        ``channels`` and ``rows`` pick some of them and some of their rows; ``hidden`` is :meth:`hidden` for
+        ``grid``, if it is known already.
+        """
+        with torch.autocast(self.head.weight.device.type, enabled=False):
+            if hidden is None:
+                hidden = self.hidden(grid)
+            y, x = self._axes(grid)
+            window = self.window(torch.sqrt(y[rows, None] ** 2 + x**2), channels)
+            amplitude = self._amplitude(grid)
+            return self._linear(self.head, hidden[:, rows].flatten(1), channels, amplitude).view_as(window) * window
+
+    def _axes(self, grid: tuple[int, int]) -> list[Tensor]:
+        """Offsets per axis in units of the extent. At least float32: half-precision coordinates cannot
+        tell neighbouring cells of a large grid apart."""
+        like: dict[str, Any] = {
+            "device": self.head.weight.device,
+            "dtype": torch.promote_types(self.head.weight.dtype, torch.float32),
+        }
+        unit = self.extent if self.scaling == "extend" else grid
+        return [torch.arange(-r, r + 1, **like) / n for r, n in zip(self.radius(grid), unit, strict=True)]
+
+    @staticmethod
+    def _linear(layer: nn.Linear, x: Tensor, rows: Tensor | slice = slice(None), scale: float = 1.0) -> Tensor:
+        """(out, taps) from (in, taps)."""
+        weight, bias = layer.weight[rows].to(x.dtype), layer.bias[rows].to(x.dtype)
+        return torch.addmm(bias[:, None] * scale, weight * scale, x)
 
     def _amplitude(self, grid: tuple[int, int]) -> float:
         return 1.0 if self.scaling == "extend" else self.extent[0] * self.extent[1] / (grid[0] * grid[1])
-
-    def forward(self, grid: tuple[int, int]) -> Tensor:
-        """The kernels for an (h, w) grid: (channels, 2 ry + 1, 2 rx + 1), centre tap at offset (0, 0)."""
-        with torch.autocast(self.head.weight.device.type, enabled=False):
-            features, distance = self._coordinates(grid)
-            taps = self._linear(self.head, self._mlp(features)) * self.window(distance)
-        return taps.permute(2, 0, 1) * self._amplitude(grid)
 
     @torch.no_grad()
     def zero_(self) -> None:
@@ -107,9 +135,9 @@ class ImplicitFilter2d(nn.Module):
 
         The kernel is linear in the MLP's last layer, so this is one ridge regression per channel.
         """
-        features, distance = self._coordinates(self.extent)
-        basis = torch.nn.functional.pad(self._mlp(features), (0, 1), value=1.0).flatten(0, 1).double()
-        window = self.window(distance).flatten(0, 1).double()
+        basis = nn.functional.pad(self.hidden(self.extent).flatten(1).T, (0, 1), value=1.0).double()
+        y, x = self._axes(self.extent)
+        window = self.window(torch.sqrt(y[:, None] ** 2 + x**2)).flatten(1).T.double()
         wanted = target.flatten(1).double().to(window.device)
         for c in range(len(wanted)):
             a = basis * window[:, c : c + 1]

@@ -6,14 +6,19 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ..ops import fft, linear, naive
+from ..ops import linear, long_conv, naive
+from . import chunked
 from .filter2d import ImplicitFilter2d
 from .spectrum_cache import SpectrumCache
 
 FORMS = ("full", "core")
 GLOBAL_BRANCHES = ("none", "mean", "linear")
 Projection = Callable[[Tensor], Tensor]
+GROUP = {"cpu": 2**21, "other": 2**28}  # elements between the projections that are mixed at once
+CACHED_CELLS = 128 * 128  # spectra of larger grids are made anew at every call
+CACHED_SHARE = 2.05  # of the layer's input, in bytes, that spectra kept between calls may take
 
 
 class Scale(nn.Module):
@@ -118,52 +123,131 @@ class Hyena2D(nn.Module):
                 else "has its own projections"
             )
             raise ValueError(f"a {self.form} operator {need}")
+        if chunked.suits(self, x):
+            return chunked.forward(self, x, size, projections)
         if projections is None:
-            u, out = self.in_proj(x), self.out_proj
+            u, out = chunked.apply(self.in_proj, x), self.out_proj
         else:
             *inputs, out = projections
             u = torch.cat([project(x) for project in inputs], dim=-1)
         y = self.mix(u.transpose(1, 2).unflatten(2, (h, w)))
-        return out(y.flatten(2).transpose(1, 2))
+        return chunked.apply(out, y.flatten(2).transpose(1, 2))
 
     def mix(self, u: Tensor, *, reference: bool = False) -> Tensor:
         """Everything between the projections. u: (B, (N + 1) D, h, w), gates first, v last -> (B, D, h, w).
 
+        Channels are mixed in groups, and a gradient recomputes a group instead of keeping what it made:
+        of all that is between the projections only ``u`` and the result exist whole.
         ``reference`` uses the O(L^2) definitions of the convolution and of linear attention.
         """
-        u = self.short_filter(u)
-        *x, v = u.chunk(self.order + 1, dim=1)
-        gates = [1 + s.to(g.dtype) * g for s, g in zip(self.gate.weight, x, strict=True)]
+        b, _, h, w = u.shape
+        hidden = self.filter.hidden((h, w))
+        elements = GROUP["cpu" if u.device.type == "cpu" else "other"]
+        groups = self.channel_groups(elements // (b * h * w * (self.order + 1)))
+        if reference:
+            groups = [slice(0, self.inner_dim)]
+        sizes = [group.stop - group.start for group in groups] * (self.order + 1)
+        pieces = u.split(sizes, dim=1)  # one split: its gradient is one concatenation
+        mixed = []
+        for i, channels in enumerate(groups):
+            arguments = (channels, hidden, reference, *pieces[i :: len(groups)])
+            if len(groups) > 1 and torch.is_grad_enabled():
+                mixed.append(checkpoint(self._mix, *arguments, use_reentrant=False, preserve_rng_state=False))
+            else:
+                mixed.append(self._mix(*arguments))
+        return torch.cat(mixed, dim=1) if len(mixed) > 1 else mixed[0]
+
+    def _mix(self, channels: slice, hidden: Tensor, reference: bool, *parts: Tensor) -> Tensor:
+        """:meth:`mix` for some channels of the N + 1 parts, (B, C, h, w) each -> (B, C, h, w)."""
+        grid = (parts[0].shape[-2], parts[0].shape[-1])
+        convolve = naive.long_conv2d if reference else long_conv.long_conv2d
+        *x, v = [self._filter_short(u, part, channels) for part, u in enumerate(parts)]
+        gates = [1 + s[:, channels].to(g.dtype) * g for s, g in zip(self.gate.weight, x, strict=True)]
         for i in range(1, self.order):
             v = gates[i] * v
-            y = self._long_conv(v, i - 1, reference) + self.bias.weight[i - 1].to(v.dtype) * v
-            if i == self.order - 1 and self.global_branch != "none":
-                y = y + self.gain.weight[0].to(v.dtype) * self._global(x[0], x[-1], v, reference)
+            bias, gain = self.shortcuts(i - 1, channels)
+            y = convolve(v, self.kernels(grid, i - 1, channels, hidden), bias, gain)
+            if i == self.order - 1 and self.global_branch == "linear":
+                y = y + self.gain.weight[0, :, channels].to(v.dtype) * self.attend(x[0], x[-1], v, reference)
             v = y
         return gates[0] * v
 
-    def _global(self, q: Tensor, k: Tensor, u: Tensor, reference: bool) -> Tensor:
-        if self.global_branch == "mean":
-            return u.mean((-2, -1), keepdim=True)
-        attend = naive.linear_attention if reference else linear.linear_attention
+    def _filter_short(self, u: Tensor, part: int, channels: slice) -> Tensor:
+        """The short filter on some channels of one of the N + 1 parts: (B, C, h, w)."""
+        rows = slice(part * self.inner_dim + channels.start, part * self.inner_dim + channels.stop)
+        short = self.short_filter
+        weight, bias = short.weight[rows], short.bias[rows]
+        return nn.functional.conv2d(u, weight, bias, padding=short.padding, groups=len(weight))
+
+    def attend(self, q: Tensor, k: Tensor, u: Tensor, reference: bool = False) -> Tensor:
+        """The ``linear`` branch on the channels of whole heads. q, k, u: (B, C, h, w) -> (B, C, h, w)."""
+        attention = naive.linear_attention if reference else linear.linear_attention
+        width = self.inner_dim // self.attention_heads
         # The same temperature as softmax attention, so that a teacher's q and k mean the same here.
-        scale = (self.inner_dim // self.attention_heads) ** -0.25
-        heads = [t.unflatten(1, (self.attention_heads, -1)).flatten(3) for t in (q * scale, k * scale, u)]
-        return attend(*heads).reshape(u.shape)
+        heads = [t.unflatten(1, (-1, width)).flatten(3) for t in (q * width**-0.25, k * width**-0.25, u)]
+        return attention(*heads).reshape(u.shape)
 
-    def _long_conv(self, u: Tensor, index: int, reference: bool) -> Tensor:
-        grid = (u.shape[-2], u.shape[-1])
-        if reference:
-            return naive.conv2d(u, self._kernels(grid, index).to(u.dtype))
-        return fft.conv2d(u, self._spectrum(grid, index), self.filter.radius(grid))
+    def channel_groups(self, channels: int) -> list[slice]:
+        """Consecutive groups of about that many channels, at least a head (or 40, SD1.x's) and whole heads."""
+        unit = self.inner_dim // self.attention_heads if self.global_branch == "linear" else 8
+        size = max(channels, 40) // unit * unit or unit
+        return [slice(c, min(c + size, self.inner_dim)) for c in range(0, self.inner_dim, size)]
 
-    def _kernels(self, grid: tuple[int, int], index: int) -> Tensor:
-        kernels = self.filter(grid).chunk(self.order - 1)[index]
-        return kernels.repeat(self.num_heads, 1, 1)
+    def shortcuts(self, index: int, channels: slice) -> tuple[Tensor, Tensor]:
+        """Convolution ``index``'s bias, and the gain of its mean (zero unless that is the global branch)."""
+        bias = self.bias.weight[index, 0, channels, 0, 0]
+        if self.global_branch == "mean" and index == self.order - 2:
+            return bias, self.gain.weight[0, 0, channels, 0, 0]
+        return bias, torch.zeros_like(bias)
 
-    def _spectrum(self, grid: tuple[int, int], index: int) -> Tensor:
+    def kernels(
+        self, grid: tuple[int, int], index: int, channels: slice, hidden: Tensor, rows: slice = slice(None)
+    ) -> Tensor:
+        """Convolution ``index``'s kernels for some channels, or some of their rows: (C, 2 ry + 1, 2 rx + 1)."""
+        shared = self.inner_dim // self.num_heads
+        first = index * shared
+        if self.num_heads == 1:
+            return self.filter(grid, slice(first + channels.start, first + channels.stop), hidden, rows)
+        own = torch.arange(channels.start, channels.stop, device=hidden.device) % shared
+        return self.filter(grid, own + first, hidden, rows)
+
+    def spectrum(
+        self,
+        grid: tuple[int, int],
+        index: int,
+        channels: slice,
+        *,
+        budget: int,
+        hidden: Callable[[], Tensor],
+        workspace: dict[int, Tensor],
+    ) -> Tensor:
+        """The spectrum :func:`sd_hyena.ops.long_conv.convolve` needs for some channels at inference.
+
+        budget: bytes that this layer's spectra may take between calls; hidden: gives
+        :meth:`ImplicitFilter2d.hidden` for ``grid``; workspace: memory by index that a spectrum which is not
+        kept may reuse.
+        """
+        (ry, rx), count = self.filter.radius(grid), channels.stop - channels.start
+        columns, height = long_conv.spectrum_shape(grid, (ry, rx))
+        keep = self._spectra.nbytes + 8 * count * columns * height <= budget
+
         def compute() -> Tensor:
-            return fft.kernel_spectrum(self._kernels(grid, index), grid)
+            shape = count, 2 * ry + 1, 2 * rx + 1
+            out = None if keep or index not in workspace else workspace[index][:count]
 
-        key = (grid, index, self.filter.scaling)
-        return self._spectra.get(key, self.filter.parameters(), grid[0] * grid[1], compute)
+            def rows(band: slice) -> Tensor:
+                return self.kernels(grid, index, channels, hidden(), band)
+
+            made = long_conv.kernel_spectrum(rows, shape, grid, *self.shortcuts(index, channels), out)
+            if not keep:
+                workspace.setdefault(index, made)
+            return made
+
+        own = (*self.filter.parameters(), self.bias.weight, *(self.gain.parameters() if hasattr(self, "gain") else ()))
+        key = (grid, index, channels.start, channels.stop, self.filter.scaling)
+        return self._spectra.get(key, own, keep, compute)
+
+    @staticmethod
+    def spectrum_budget(grid: tuple[int, int], input_bytes: int) -> int:
+        """Bytes of spectra worth keeping between calls: attention's own transients are five times its input."""
+        return int(CACHED_SHARE * input_bytes) if grid[0] * grid[1] <= CACHED_CELLS else 0

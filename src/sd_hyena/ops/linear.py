@@ -1,4 +1,4 @@
-"""Linear attention: the data-dependent global branch of ``Hyena2D``."""
+"""Linear maps of tokens, and linear attention, the data-dependent global branch of ``Hyena2D``."""
 
 from __future__ import annotations
 
@@ -19,3 +19,22 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         state = v.to(dtype) @ k.transpose(-1, -2)
         normaliser = k.sum(-1, keepdim=True).transpose(-1, -2) @ q
         return ((state @ q) / normaliser).to(v.dtype)
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``: ``torch.nn.functional.linear`` on the fastest route the device has.
+
+    On a CPU, float32 goes through oneDNN as a 1x1 convolution over tokens: PyTorch's own route is MKL,
+    which leaves AVX-512 of other makers' processors unused (2 to 3 times slower there).
+
+    x: (..., D); weight: (E, D); bias: (E,) or None. Returns (..., E).
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not _has_onednn() or x.numel() == 0:
+        return F.linear(x, weight, bias)
+    pixels = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+    y = F.conv2d(pixels, weight[:, :, None, None], bias)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled

@@ -33,6 +33,15 @@ def conv2d(u: Tensor, k: Tensor) -> Tensor:
     return torch.einsum("dipjq,bdpq->bdij", matrix * inside, u)
 
 
+def long_conv2d(u: Tensor, k: Tensor, bias: Tensor, gain: Tensor) -> Tensor:
+    """``K ** u + bias * u + gain * mean(u)`` over the grid.
+
+    u: (B, D, h, w); k: (D, 2 ry + 1, 2 rx + 1); bias, gain: (D,). Returns (B, D, h, w).
+    """
+    bias, gain = bias[:, None, None], gain[:, None, None]
+    return conv2d(u, k) + bias * u + gain * u.mean((-2, -1), keepdim=True)
+
+
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """``y_i = sum_j <f(q_i), f(k_j)> v_j / sum_j <f(q_i), f(k_j)>`` with f = elu + 1.
 

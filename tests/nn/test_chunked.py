@@ -1,0 +1,115 @@
+"""CPU inference by chunks does the same sums as the definition, however it is cut."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from conftest import assert_close
+from torch import nn
+
+from sd_hyena.nn import Hyena2D, chunked, hyena2d
+
+GRIDS = [(1, 1), (5, 7), (13, 4), (16, 16), (11, 17)]
+
+
+def trained(**choices):
+    """An operator whose every term matters."""
+    operator = Hyena2D(16, **{"extent": (6, 9), "attention_heads": 2} | choices).eval()
+    with torch.no_grad():
+        for parameter in operator.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return operator
+
+
+def definition(operator, x, grid, projections=None):
+    """The operator in float64 by the O(L^2) sums."""
+    model = copy.deepcopy(operator).double()
+    *inputs, out = [copy.deepcopy(p).double() for p in projections or (model.in_proj, model.out_proj)]
+    with torch.no_grad():
+        u = torch.cat([project(x.double()) for project in inputs], -1)
+        y = model.mix(u.transpose(1, 2).unflatten(2, grid), reference=True)
+        return out(y.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(("branch", "order"), itertools.product(["none", "mean", "linear"], [2, 3]))
+@pytest.mark.parametrize("choices", [{}, {"num_heads": 2}, {"short_filter_order": 5}, {"inner_dim": 24, "dim": 16}])
+@pytest.mark.parametrize("limits", [{}, {"CHUNK": 1, "TILE": 20, "BLOCK": 7}])
+def test_chunks_add_up_to_the_definition(grid, branch, order, choices, limits, monkeypatch):
+    torch.manual_seed(0)
+    for name, value in limits.items():
+        monkeypatch.setattr(chunked, name, value)
+    operator = trained(**{"order": order, "global_branch": branch, **{k: v for k, v in choices.items() if k != "dim"}})
+    monkeypatch.setattr(
+        operator,
+        "channel_groups",
+        lambda _: [slice(0, 12), slice(12, 24)] if operator.inner_dim == 24 else [slice(0, 8), slice(8, 16)],
+    )
+    x = torch.randn(3, grid[0] * grid[1], 16)
+    expected = definition(operator, x, grid)
+    with torch.no_grad():
+        for attempt in ("made", "kept"):
+            assert_close(f"{grid} {branch} {attempt}", expected, operator(x, grid), 3e-5)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_core_projections_are_used_as_they_are(wrapped):
+    """A plain linear layer is applied in pieces; one that does more is called."""
+
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    torch.manual_seed(0)
+    operator = trained(form="core")
+    layers = [(Doubled if wrapped and i in (1, 3) else nn.Linear)(16, 16) for i in range(4)]
+    x = torch.randn(2, 35, 16)
+    with torch.no_grad():
+        assert_close("core", definition(operator, x, (5, 7), layers), operator(x, (5, 7), layers), 3e-5)
+
+
+def test_hooks_on_a_projection_are_heard():
+    operator = trained()
+    x, calls = torch.randn(1, 12, 16), []
+    operator.in_proj.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        operator(x, (3, 4))
+    assert calls
+
+
+@pytest.mark.parametrize("cpu", [2**6, 2**21])
+def test_training_in_groups_gives_the_same_gradients(cpu, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setitem(hyena2d.GROUP, "cpu", cpu)
+    operator, x = trained(global_branch="mean"), torch.randn(2, 35, 16)
+    results = []
+    for groups in ([slice(0, 16)], [slice(0, 8), slice(8, 16)]):
+        model = copy.deepcopy(operator)
+        monkeypatch.setattr(model, "channel_groups", lambda _, groups=groups: groups)
+        leaf = x.clone().requires_grad_()
+        y = model(leaf, (5, 7))
+        y.square().sum().backward()
+        results.append({"y": y.detach(), "x": leaf.grad} | {n: p.grad for n, p in model.named_parameters()})
+    for name, expected in results[0].items():
+        assert_close(name, expected, results[1][name], 1e-4)
+
+
+def test_spectra_kept_stay_within_their_budget():
+    operator = trained()
+    with torch.no_grad():
+        for batch in (1, 2, 8):
+            x = torch.randn(batch, 256, 16)
+            operator(x, (16, 16))
+            assert operator._spectra.nbytes <= hyena2d.CACHED_SHARE * x.nbytes
+    assert operator._spectra.nbytes > 0
+
+
+def test_bfloat16_runs_close_to_float32():
+    torch.manual_seed(0)
+    operator, x = trained(global_branch="mean"), torch.randn(1, 256, 16)
+    expected = definition(operator, x, (16, 16))
+    with torch.no_grad():
+        got = operator.bfloat16()(x.bfloat16(), (16, 16))
+    assert got.dtype == torch.bfloat16
+    assert_close("bf16", expected, got.double(), 5e-2)
