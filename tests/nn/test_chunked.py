@@ -95,13 +95,21 @@ def test_training_in_groups_gives_the_same_gradients(cpu, monkeypatch):
         assert_close(name, expected, results[1][name], 1e-4)
 
 
-def test_spectra_kept_stay_within_their_budget():
+def test_spectra_are_kept_where_memory_allows():
+    """All of them for two images and more; for one, as many as leave the layer below its bound; none of huge grids."""
+    operator = Hyena2D(320, global_branch="mean")
+    whole = 8 * 65 * 128 * 320
+    assert operator.spectrum_budget((64, 64), 2 * 4096 * 320 * 4, 40, 2**22) == whole
+    assert 0 < operator.spectrum_budget((64, 64), 4096 * 320 * 4, 40, 2**22) < whole
+    assert operator.spectrum_budget((256, 256), 8 * 65536 * 320 * 4, 40, 2**22) == 0
+
+
+def test_kept_spectra_stay_within_their_budget():
     operator = trained()
     with torch.no_grad():
-        for batch in (1, 2, 8):
-            x = torch.randn(batch, 256, 16)
-            operator(x, (16, 16))
-            assert operator._spectra.nbytes <= hyena2d.CACHED_SHARE * x.nbytes
+        for batch in (1, 8, 2):
+            operator(torch.randn(batch, 256, 16), (16, 16))
+            assert operator._spectra.nbytes <= operator.spectrum_budget((16, 16), 8 * 256 * 16 * 4, 16, 0)
     assert operator._spectra.nbytes > 0
 
 

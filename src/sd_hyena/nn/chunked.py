@@ -21,7 +21,7 @@ from ..ops import linear, long_conv
 if TYPE_CHECKING:
     from .hyena2d import Hyena2D
 
-CHUNK = 2**21  # projected elements worked on at once
+CHUNK = 2**21  # projected elements worked on at once, and at most half as many as the input has
 TILE = 2**13  # cells of a large grid projected at once
 BLOCK = 2**12  # tokens whose output projection is computed at once
 
@@ -63,8 +63,10 @@ def forward(
         hidden = cache(lambda: operator.filter.hidden(size))
         y = x.new_empty(b, h, w, operator.inner_dim)
         images = max(1, min(b, CHUNK // (cells * parts * operator.inner_dim)))
-        budget, workspace = operator.spectrum_budget(size, x.nbytes), dict[int, Tensor]()
-        for channels in operator.channel_groups(CHUNK // (cells * parts)):
+        groups, workspace = operator.channel_groups(min(CHUNK, x.numel() // 2) // (cells * parts)), dict[int, Tensor]()
+        width = groups[0].stop
+        budget = operator.spectrum_budget(size, x.nbytes, width, 2 * cells * parts * width * x.element_size())
+        for channels in groups:
             spectra = [
                 operator.spectrum(size, i, channels, budget=budget, hidden=hidden, workspace=workspace)
                 for i in range(operator.order - 1)

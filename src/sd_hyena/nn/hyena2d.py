@@ -18,7 +18,7 @@ GLOBAL_BRANCHES = ("none", "mean", "linear")
 Projection = Callable[[Tensor], Tensor]
 GROUP = {"cpu": 2**21, "other": 2**28}  # elements between the projections that are mixed at once
 CACHED_CELLS = 128 * 128  # spectra of larger grids are made anew at every call
-CACHED_SHARE = 2.05  # of the layer's input, in bytes, that spectra kept between calls may take
+MEMORY = 4.9  # times its input that a layer may take at inference, kept spectra included
 
 
 class Scale(nn.Module):
@@ -188,9 +188,11 @@ class Hyena2D(nn.Module):
         return attention(*heads).reshape(u.shape)
 
     def channel_groups(self, channels: int) -> list[slice]:
-        """Consecutive groups of about that many channels, at least a head (or 40, SD1.x's) and whole heads."""
+        """Even, consecutive groups of at most that many channels, but at least a head (or 40, SD1.x's), and whole
+        heads where the ``linear`` branch needs them."""
         unit = self.inner_dim // self.attention_heads if self.global_branch == "linear" else 8
-        size = max(channels, 40) // unit * unit or unit
+        most = max(channels, 40) // unit * unit or unit
+        size = -(-self.inner_dim // -(-self.inner_dim // most) // unit) * unit
         return [slice(c, min(c + size, self.inner_dim)) for c in range(0, self.inner_dim, size)]
 
     def shortcuts(self, index: int, channels: slice) -> tuple[Tensor, Tensor]:
@@ -247,7 +249,18 @@ class Hyena2D(nn.Module):
         key = (grid, index, channels.start, channels.stop, self.filter.scaling)
         return self._spectra.get(key, own, keep, compute)
 
-    @staticmethod
-    def spectrum_budget(grid: tuple[int, int], input_bytes: int) -> int:
-        """Bytes of spectra worth keeping between calls: attention's own transients are five times its input."""
-        return int(CACHED_SHARE * input_bytes) if grid[0] * grid[1] <= CACHED_CELLS else 0
+    def spectrum_budget(self, grid: tuple[int, int], input_bytes: int, channels: int, chunk_bytes: int) -> int:
+        """Bytes of spectra worth keeping between calls, so that all this layer takes stays below ``MEMORY``
+        times its input: attention takes five times.
+
+        channels: worked on at once; chunk_bytes: what they take, besides their spectra, while they are.
+        """
+        if grid[0] * grid[1] > CACHED_CELLS:
+            return 0
+        (ry, rx), (columns, rows) = self.filter.radius(grid), long_conv.spectrum_shape(grid, self.filter.radius(grid))
+        each = 8 * columns * rows * (self.order - 1)
+        free = int((MEMORY - 1) * input_bytes) - chunk_bytes
+        if each * self.inner_dim <= free:
+            return each * self.inner_dim
+        hidden = 4 * (2 * ry + 1) * (2 * rx + 1) * self.filter.head.in_features
+        return max(0, free - hidden - each * channels)
