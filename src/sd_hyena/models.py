@@ -195,3 +195,42 @@ def check_size(name: str, width: int, height: int, factor: int = 8) -> None:
             raise UsageError(f"{label} {value} px: model {name} needs a positive multiple of {factor}, such as {near}")
         if value > 16384:
             raise UsageError(f"{label} {value} px: the largest supported size is 16384")
+
+
+def random_pipeline(architecture: str, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[Any, dict]:
+    """An untrained pipeline of an architecture ("sd15", "sd21", "sdxl"), built from its configuration alone.
+
+    It has no text encoder: returns the pipeline and the random text states to call it with, for one prompt.
+    """
+    import torch
+
+    quiet_libraries()
+    from diffusers import (
+        AutoencoderKL,
+        EulerDiscreteScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+
+    folder = CONFIGS / {"sd15": "sd1"}.get(architecture, architecture)
+    torch.manual_seed(0)
+    with torch.device(device):
+        unet = UNet2DConditionModel.from_config(json.loads((folder / "unet" / "config.json").read_text()))
+        vae = AutoencoderKL.from_config(json.loads((CONFIGS / "sd1" / "vae" / "config.json").read_text()))
+    parts = {"unet": unet.to(dtype), "vae": vae.to(dtype), "scheduler": EulerDiscreteScheduler()}
+    encoders = {"text_encoder": None, "tokenizer": None, "feature_extractor": None}
+    text = {
+        name: torch.randn(1, 77, unet.config.cross_attention_dim, device=device, dtype=dtype)
+        for name in ("prompt_embeds", "negative_prompt_embeds")
+    }
+    if architecture == "sdxl":
+        pipe = StableDiffusionXLPipeline(**parts, **encoders, text_encoder_2=None, tokenizer_2=None)
+        pooled = torch.randn(1, 1280, device=device, dtype=dtype)
+        text |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": pooled}
+    else:
+        pipe = StableDiffusionPipeline(**parts, **encoders, safety_checker=None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    for module in (pipe.unet, pipe.vae):
+        module.eval().requires_grad_(False)
+    return pipe, text

@@ -1,45 +1,173 @@
-"""Figures of measured times."""
+"""Figures of measured layers, sizes and generations; one file per path given (PNG, SVG)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from .layers import Row
+from .image import ImageRow
+from .measure import Row
 
-COLOURS = {
-    "attention (SDPA)": "#b3402e",
-    "hyena2d mean": "#1f77b4",
-    "hyena2d linear": "#2a9d6f",
-    "hyena causal": "#8a8a8a",
+MIB = 2**20
+COLOURS = {"attention": "#b3402e", "peer": "#c9962b", "hyena": "#1f77b4", "floor": "#9a9a9a"}
+# One colour and marker per kind, related within a family.
+LINES = {
+    "naive": ("#5c1a10", ":", "o"),
+    "sdp-math": ("#8a2c1c", ":", "s"),
+    "sdp-flash": ("#b3402e", "-", "o"),
+    "sdp-cudnn": ("#d0603f", "-", "s"),
+    "sdp-efficient": ("#e08a6d", "-", "^"),
+    "xformers": ("#f0b39c", "-", "D"),
+    "tomesd": ("#8c6a15", "--", "v"),
+    "hypertile": ("#c9962b", "--", "^"),
+    "linear": ("#d9b65c", "--", "D"),
+    "hyena-causal": ("#777777", "-", "x"),
+    "hyena2d-full-none": ("#0b3d66", "-", "s"),
+    "hyena2d-full-mean": ("#1f77b4", "-", "o"),
+    "hyena2d-full-linear": ("#2a9d6f", "-", "o"),
+    "hyena2d-core-none": ("#0b3d66", "-.", "s"),
+    "hyena2d-core-mean": ("#1f77b4", "-.", "^"),
+    "hyena2d-core-linear": ("#2a9d6f", "-.", "^"),
+    "projections": ("#bbbbbb", ":", "."),
 }
 
 
+def plot_layer(rows: Sequence[Row], title: str, *paths: Path) -> None:
+    """Parameters (left), time (centre, logarithmic), peak memory (right) of every kind that was timed."""
+    shown = [row for row in rows if row.timing]
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, 3, sharey=True, figsize=(11, 1.6 + 0.3 * len(shown)), constrained_layout=True)
+    colours = [COLOURS[row.family] for row in shown]
+    times = [row.timing.median for row in shown]  # type: ignore[union-attr]
+    spread = [
+        [row.timing.median - row.timing.low for row in shown],  # type: ignore[union-attr]
+        [row.timing.high - row.timing.median for row in shown],  # type: ignore[union-attr]
+    ]
+    values: list[tuple[str, list[float], Callable[[float], str]]] = [
+        ("parameters (thousands)", [(row.parameters or 0) / 1000 for row in shown], "{:.0f}".format),
+        (f"{'forward + backward' if shown and shown[0].backward else 'forward'} (ms)", times, "{:.3g}".format),
+        ("peak memory beyond input and weights (MiB)", [(row.peak_bytes or 0) / MIB for row in shown], "{:.3g}".format),
+    ]
+    for panel, (label, numbers, text) in zip(axes, values, strict=True):
+        bars = panel.barh([row.kind for row in shown], numbers, color=colours, height=0.72)
+        panel.bar_label(bars, [text(n) for n in numbers], padding=3, fontsize=8)
+        panel.set_xlabel(label)
+        panel.margins(x=0.16)
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[1].errorbar(times, range(len(shown)), xerr=spread, fmt="none", ecolor="#222", elinewidth=1)
+    for panel in axes[1:]:
+        panel.set_xscale("log")
+        low, high = panel.get_xlim()
+        panel.set_xlim(low, high * 1.6)
+        _plain_logarithm(panel.xaxis)
+    axes[0].invert_yaxis()
+    _finish(figure, title, paths)
+
+
 def plot_sizes(rows: Sequence[Row], title: str, *paths: Path) -> None:
-    """Time per layer against image width, both axes logarithmic; one file per path (PNG or SVG)."""
+    """Parameters (left), time (centre) and peak memory (right) against image width."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, 3, figsize=(14, 5), constrained_layout=True)
+    for kind in dict.fromkeys(row.kind for row in rows):
+        own = [row for row in rows if row.kind == kind and row.timing]
+        if not own:
+            continue
+        x = [row.width for row in own]
+        colour, line, marker = LINES[kind]
+        style: dict[str, Any] = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4.5, "label": kind}
+        timings = [row.timing for row in own if row.timing]
+        spread = [[t.median - t.low for t in timings], [t.high - t.median for t in timings]]
+        axes[0].plot(x, [(row.parameters or 0) / 1000 for row in own], **style)
+        axes[1].errorbar(x, [t.median for t in timings], spread, capsize=2, **style)
+        axes[2].plot(x, [(row.peak_bytes or 0) / MIB for row in own], **style)
+    backward = rows and rows[0].backward
+    labels = ("parameters (thousands)", f"{'forward + backward' if backward else 'forward'} (ms)", "peak memory (MiB)")
+    widths = sorted({row.width for row in rows if row.timing})
+    for panel, label in zip(axes, labels, strict=True):
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        _ticks(panel, widths)
+        _plain_logarithm(panel.yaxis)
+        panel.set_xlabel("image width = height (px)")
+        panel.set_ylabel(label)
+        panel.grid(alpha=0.25)
+    handles, names = axes[1].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=9)
+    _finish(figure, title, paths)
+
+
+def plot_image(rows: Sequence[ImageRow], title: str, *paths: Path) -> None:
+    """Time per UNet step, stacked by self-attention layer, and seconds per picture."""
+    shown = [row for row in rows if row.step and row.seconds]
+    names = list(dict.fromkeys(name for row in shown for name in row.layers))
+    plt = _pyplot()
+    figure, (steps, seconds) = plt.subplots(
+        1, 2, sharey=True, width_ratios=(3, 1), figsize=(12, 2.4 + 0.55 * len(shown)), constrained_layout=True
+    )
+    palette = plt.get_cmap("turbo")
+    labels = [row.entry for row in shown]
+    left = [0.0] * len(shown)
+    for i, name in enumerate(names):
+        values = [row.layers[name].median if name in row.layers else 0.0 for row in shown]
+        colour = palette(0.05 + 0.9 * i / max(1, len(names) - 1))
+        steps.barh(labels, values, left=left, color=colour, height=0.66, label=name, edgecolor="white", linewidth=0.4)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    totals = [row.step.median for row in shown]  # type: ignore[union-attr]
+    rest = [max(0.0, total - done) for total, done in zip(totals, left, strict=True)]
+    bars = steps.barh(labels, rest, left=left, color="#d5d5d5", height=0.66, label="all else")
+    texts = [
+        f"{t:.0f} ms" + (f", {r.step_ratio:.2f}x" if r.step_ratio else "") for t, r in zip(totals, shown, strict=True)
+    ]
+    steps.bar_label(bars, texts, padding=4, fontsize=9)
+    steps.set_xlim(0, max(totals) * 1.22)
+    steps.set_xlabel("one UNet step (ms), by self-attention layer")
+    whole = [row.seconds.median for row in shown]  # type: ignore[union-attr]
+    bars = seconds.barh(labels, whole, color=[COLOURS[row.family] for row in shown], height=0.66)
+    texts = [f"{s:.3g} s" + (f", {r.ratio:.2f}x" if r.ratio else "") for s, r in zip(whole, shown, strict=True)]
+    seconds.bar_label(bars, texts, padding=4, fontsize=9)
+    seconds.set_xlim(0, max(whole) * 1.75)
+    seconds.set_xlabel("one picture (s)")
+    steps.invert_yaxis()
+    for panel in (steps, seconds):
+        panel.spines[["top", "right"]].set_visible(False)
+    handles, texts = steps.get_legend_handles_labels()
+    if len(texts) > 20:  # SDXL has 70 layers: name the first and last of each colour run only
+        keep = [*range(0, len(texts) - 1, -(-len(texts) // 16)), len(texts) - 1]
+        handles, texts = [handles[i] for i in keep], [texts[i] for i in keep]
+    figure.legend(handles, texts, loc="outside lower center", ncols=9, frameon=False, fontsize=8)
+    _finish(figure, title, paths)
+
+
+def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter, NullLocator
 
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), constrained_layout=True)
-    for kind in dict.fromkeys(row.kind for row in rows):
-        points = [(row.width, row.timing) for row in rows if row.kind == kind and row.timing]
-        x, y = [p[0] for p in points], [p[1].median for p in points]
-        spread = [[t.median - t.low for _, t in points], [t.high - t.median for _, t in points]]
-        axes.errorbar(x, y, spread, marker="o", markersize=4, capsize=2, label=kind, color=COLOURS.get(kind))
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    widths = sorted({row.width for row in rows})
-    axes.set_xticks(widths, [str(w) for w in widths])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("image width = height (px)")
-    axes.set_ylabel("time per layer (ms), median and quartiles")
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    return plt
+
+
+def _finish(figure: Any, title: str, paths: Iterable[Path]) -> None:
+    figure.suptitle(title, fontsize=10)
     for path in paths:
-        figure.savefig(path, dpi=130)
-    plt.close(figure)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    _pyplot().close(figure)
+
+
+def _ticks(panel: Any, widths: Sequence[int]) -> None:
+    from matplotlib.ticker import NullLocator
+
+    panel.set_xticks(widths, [str(w) for w in widths], rotation=45)
+    panel.xaxis.set_minor_locator(NullLocator())
+
+
+def _plain_logarithm(axis: Any) -> None:
+    """Decades as plain numbers, and in between where an axis covers little more than one."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

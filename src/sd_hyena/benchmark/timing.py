@@ -1,4 +1,4 @@
-"""Timing and peak memory of callables, interleaved so that a noisy machine treats them alike."""
+"""Timing of callables, interleaved so that a noisy machine treats them alike."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass
@@ -17,26 +19,54 @@ class Timing:
     high: float
     repeats: int
 
+    @classmethod
+    def of(cls, samples: list[float]) -> Timing:
+        """Raises ValueError without samples."""
+        if not samples:
+            raise ValueError("nothing was timed")
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0], 1)
+        low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+        return cls(median, low, high, len(samples))
 
-def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int, budget: float) -> dict[str, Timing]:
-    """Times A B A B ...: at least 3 and at most ``repeats`` rounds, stopping after ``budget`` seconds.
 
-    Each callable is warmed up once first.
-    """
-    for call in calls.values():
-        call()
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    started = time.perf_counter()
-    for done in range(repeats):
-        if done >= 3 and time.perf_counter() - started > budget:
-            break
-        for name, call in calls.items():
-            began = time.perf_counter()
+def stopwatch(device: torch.device) -> Callable[[Callable[[], object]], float]:
+    """A function that runs a callable and returns its milliseconds: by CUDA events, or by the clock."""
+    if device.type == "cuda":
+
+        def measure(call: Callable[[], object]) -> float:
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize(device)
+            began.record()
             call()
-            samples[name].append(1000 * (time.perf_counter() - began))
-    return {name: _summary(values) for name, values in samples.items()}
+            ended.record()
+            ended.synchronize()
+            return began.elapsed_time(ended)
+    else:
+
+        def measure(call: Callable[[], object]) -> float:
+            started = time.perf_counter()
+            call()
+            return 1000 * (time.perf_counter() - started)
+
+    return measure
 
 
-def _summary(values: list[float]) -> Timing:
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Timing(median, low, high, len(values))
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, budget: float
+) -> dict[str, Timing]:
+    """Times A B A B ...: at most ``repeats`` rounds in about ``budget`` seconds.
+
+    Every callable has an equal share of the budget and sits out once that is spent, so that slow ones leave
+    time for the others; but each is timed once, and three times if that fits the whole budget. The
+    callables are to be warm already.
+    """
+    measure = stopwatch(device)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            spent = sum(samples[name]) / 1000
+            wanted = spent < budget / len(calls) or (len(samples[name]) < 3 and 1.5 * spent < budget)
+            if wanted or not samples[name]:
+                samples[name].append(measure(call))
+    return {name: Timing.of(values) for name, values in samples.items()}

@@ -1,92 +1,261 @@
-"""``sd-hyena benchmark``."""
+"""``sd-hyena benchmark layer | sizes | image``."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict
+import shlex
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import SdHyenaError, UsageError
-from ..files import atomic_path
+from ..benchmark.settings import ImageSettings, LayerSettings, SizesSettings
+from ..errors import UsageError
+from ..models import check_size, locate, size_defaults
+from ..settings import add_arguments as add_settings
+from ..settings import resolve
+from .train import choose_device
+
+COMMANDS: dict[str, tuple[Any, str]] = {
+    "layer": (LayerSettings, "parameters, time and memory of one layer, every kind"),
+    "sizes": (SizesSettings, "the same by image size, and where Hyena overtakes attention"),
+    "image": (ImageSettings, "a whole generation with a real pipeline, layer by layer"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--widths", default="256,512,768,1024", help="image widths in px (default: %(default)s)")
-    parser.add_argument("--dim", type=int, default=320, help="channels of the layer (default: %(default)s)")
-    parser.add_argument("--heads", type=int, default=8, help="attention heads (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=1, help="images at once (default: %(default)s)")
-    parser.add_argument("--budget", type=float, default=15.0, help="seconds of timing per size (default: %(default)s)")
-    parser.add_argument("--out", default="", help="write OUT.json, OUT.md, OUT.png and OUT.svg")
+    parsers = parser.add_subparsers(dest="what", required=True, metavar="what")
+    for name, (settings, summary) in COMMANDS.items():
+        sub = parsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+        add_settings(sub, settings)
 
 
 def run(args: dict[str, Any]) -> int:
-    widths = parse_widths(args["widths"])
-    if min(args["dim"], args["heads"], args["batch_size"]) < 1 or args["dim"] % args["heads"]:
-        raise UsageError("--dim, --heads and --batch_size must be at least 1, and --dim a multiple of --heads")
-    from rich.table import Table
+    what = args.pop("what")
+    kind, _ = COMMANDS[what]
+    settings = resolve(kind, args, defaults=_defaults if what == "image" else lambda given: {})
+    settings.validate()
+    old = None
+    if settings.compare:
+        from ..benchmark.report import read_document
 
-    from ..benchmark.figures import plot_sizes
-    from ..benchmark.layers import crossover, machine, run_sizes
-    from .display import console, phase
+        old = read_document(settings.compare)
+    if what == "image" and settings.model:
+        check_size(locate(settings.model).name, settings.width, settings.height)
+    import torch
 
-    where = machine()
-    phase(f"{where['cpu']}, {where['threads']} threads, torch {where['torch']}; float32, whole layers")
-
-    def report(row: Any) -> None:
-        text = f"{row.timing.median:.1f} ms" if row.timing else row.note
-        ratio = f", {row.ratio:.2f}x attention's speed" if row.ratio and "SDPA" not in row.kind else ""
-        phase(f"{row.width} px {row.kind}: {text}{ratio}")
-
-    rows = run_sizes(widths, args["dim"], args["heads"], args["batch_size"], args["budget"], report)
-    title = f"one layer, {args['dim']} channels, batch {args['batch_size']}: {where['cpu']}, {where['threads']} threads"
-    table = Table(title=title)
-    kinds = list(dict.fromkeys(row.kind for row in rows))
-    for heading in ("width", *kinds):
-        table.add_column(heading, justify="right")
-    lines = ["| px | " + " | ".join(kinds) + " |", "|" + "---|" * (len(kinds) + 1)]
-    for width in widths:
-        cells = [_cell(next(r for r in rows if r.width == width and r.kind == kind)) for kind in kinds]
-        table.add_row(str(width), *cells)
-        lines.append(f"| {width} | " + " | ".join(cells) + " |")
-    console.print(table)
-    for kind in kinds[1:]:
-        at = crossover(rows, kind)
-        text = f"faster than attention from {at} px" if at else "not faster than attention at any size measured"
-        console.print(f"{kind}: {text}")
-    if args["out"]:
-        out = Path(args["out"])
-        flags = " ".join(f"--{k} {args[k]}" for k in ("widths", "dim", "heads", "batch_size", "budget"))
-        command = f"sd-hyena benchmark {flags}"
-        facts = f"{title}, torch {where['torch']}, {where['date']}\n\n`{command}`\n\n"
-        facts += "Median ms of a whole layer in float32; in brackets attention's time over this one's.\n\n"
-        document = {"machine": where, "command": command, "rows": [asdict(row) for row in rows]}
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            for suffix, text in ((".json", json.dumps(document, indent=2)), (".md", facts + "\n".join(lines) + "\n")):
-                with atomic_path(out.with_suffix(suffix)) as temporary:
-                    temporary.write_text(text)
-            plot_sizes(rows, title, out.with_suffix(".png"), out.with_suffix(".svg"))
-        except OSError as error:
-            raise SdHyenaError(f"{out}: cannot write: {error.strerror}") from None
+    settings.device = choose_device(settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.dtype == "auto":
+        settings.dtype = "float32" if settings.device == "cpu" else "float16"
+    run_it: dict[str, Any] = {"layer": _run_layer, "sizes": _run_sizes, "image": _run_image}
+    run_it[what](settings, f"sd-hyena benchmark {what} {_flags(kind, settings)}".strip(), old)
     return 0
 
 
-def _cell(row: Any) -> str:
-    if row.timing is None:
-        return "skipped"
-    ratio = f" ({row.ratio:.2f}x)" if row.ratio and "SDPA" not in row.kind else ""
-    return f"{row.timing.median:.1f}{ratio}"
+def _defaults(given: dict[str, Any]) -> dict[str, Any]:
+    return size_defaults(given.get("model", ""))
 
 
-def parse_widths(text: str) -> list[int]:
-    """A comma list of image widths in px, sorted. Raises UsageError."""
-    try:
-        widths = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--widths {text!r}: give widths in px separated by commas") from None
-    bad = [w for w in widths if w < 16 or w % 8 or w > 16384]
-    if bad or len(set(widths)) < len(widths):
-        raise UsageError(f"--widths {text!r}: each must be a different multiple of 8 from 16 to 16384")
-    return sorted(widths)
+def _flags(kind: Any, settings: Any) -> str:
+    """The settings that differ from their defaults, and device and type, as flags."""
+    words = []
+    for f in fields(kind):
+        value = getattr(settings, f.name)
+        if f.name in ("out", "compare", "overwrite") or (value == f.default and f.name not in ("device", "dtype")):
+            continue
+        words.append(f"--{f.name}" if value is True else f"--{f.name} {shlex.quote(str(value))}")
+    return " ".join(words)
+
+
+def _limits(settings: Any) -> Any:
+    from ..benchmark.measure import Limits
+
+    return Limits(settings.repeats, settings.budget, settings.max_seconds)
+
+
+def _shape(settings: Any, height: int, width: int) -> Any:
+    import torch
+
+    from ..benchmark.kinds import Shape, latent_cells
+
+    return Shape(
+        settings.dim,
+        settings.heads,
+        latent_cells(height),
+        latent_cells(width),
+        settings.batch_size,
+        getattr(torch, settings.dtype),
+        torch.device(settings.device),
+        (latent_cells(settings.extent),) * 2,
+        settings.scaling,
+    )
+
+
+def _run_layer(settings: LayerSettings, command: str, old: dict[str, Any] | None) -> None:
+    from ..benchmark import figures, report
+    from ..benchmark.measure import measure
+
+    facts = _announce(settings)
+    rows = measure(
+        _shape(settings, settings.height, settings.width),
+        (settings.height, settings.width),
+        settings.chosen_kinds(),
+        _limits(settings),
+        backward=settings.backward,
+        on_kind=_on_kind(),
+    )
+    title = f"one layer, {settings.width}x{settings.height} px, {_about(settings)}"
+    headings, lines = report.layer_lines(rows)
+    _print_table(title, headings, lines)
+    _print_skipped(rows)
+    text = report.markdown_table(headings, lines) + "\nRatio: the best attention's median over this one's.\n"
+    _finish(settings, command, old, facts, title, text, rows, figures.plot_layer)
+
+
+def _run_sizes(settings: SizesSettings, command: str, old: dict[str, Any] | None) -> None:
+    from ..benchmark import figures, report
+    from ..benchmark.measure import crossover, measure_sizes
+    from .display import console, phase
+
+    facts = _announce(settings)
+
+    def tell(rows: Any) -> None:
+        for row in rows:
+            ratio = f", {row.ratio:.2f}x" if row.ratio else ""
+            phase(f"{row.width} px {row.kind}: {f'{row.timing.median:.1f} ms{ratio}' if row.timing else row.note}")
+
+    rows = measure_sizes(
+        lambda width: _shape(settings, width, width),
+        settings.chosen_widths(),
+        settings.chosen_kinds(),
+        _limits(settings),
+        backward=settings.backward,
+        report=tell,
+    )
+    title = f"one layer by image size, {_about(settings)}"
+    times, memory = report.size_lines(rows), report.memory_lines(rows)
+    _print_table(f"{title}: ms (x the best attention)", *times)
+    _print_table("peak memory beyond input and weights, MiB", *memory)
+    notes = []
+    for kind in dict.fromkeys(row.kind for row in rows if row.family in ("hyena", "peer") and row.ratio):
+        at = crossover(rows, kind)
+        notes.append(f"{kind}: " + (f"faster than attention from {at} px" if at else "no faster at the largest size"))
+    for note in notes:
+        console.print(note)
+    _print_skipped(rows)
+    text = f"ms, and the best attention's over it:\n\n{report.markdown_table(*times)}\n"
+    text += f"Peak memory beyond input and weights, MiB:\n\n{report.markdown_table(*memory)}\n"
+    text += "\n".join(f"- {note}" for note in notes) + "\n"
+    _finish(settings, command, old, facts, title, text, rows, figures.plot_sizes)
+
+
+def _run_image(settings: ImageSettings, command: str, old: dict[str, Any] | None) -> None:
+    from ..benchmark import figures, report
+    from ..benchmark.image import measure_image
+    from ..benchmark.pipelines import prepare
+    from .display import phase
+
+    facts = _announce(settings)
+    name = settings.model or f"{settings.random_weights} (random weights)"
+    phase(f"loading {name}")
+    pipe, entries, generate = prepare(settings)
+    rows = measure_image(
+        pipe,
+        entries,
+        generate,
+        (settings.height, settings.width),
+        settings.steps,
+        settings.repeats,
+        settings.num_images,
+        phase,
+    )
+    title = f"{name}, {settings.width}x{settings.height} px, {settings.steps} steps, {settings.dtype}"
+    headings, lines = report.image_lines(rows)
+    _print_table(title, headings, lines)
+    layers = report.image_layer_lines(rows)
+    _print_table("self-attention layers, ms per step", *layers)
+    text = report.markdown_table(headings, lines) + "\nSelf-attention layers, ms per step:\n\n"
+    text += report.markdown_table(*layers)
+    _finish(settings, command, old, facts, title, text, rows, figures.plot_image)
+
+
+def _announce(settings: Any) -> dict[str, Any]:
+    from ..benchmark.machine import describe, machine
+    from .display import phase
+
+    facts = machine(settings.device)
+    phase(f"{describe(facts)}; {settings.dtype}")
+    return facts
+
+
+def _about(settings: Any) -> str:
+    what = "forward + backward" if settings.backward else "forward"
+    return f"{settings.dim} channels, {settings.heads} heads, batch {settings.batch_size}, {settings.dtype}, {what}"
+
+
+def _on_kind() -> Any:
+    from .display import phase
+
+    return lambda kind: phase(f"checking {kind}")
+
+
+def _print_table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from .display import console
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left", no_wrap=i == 0)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+
+
+def _print_skipped(rows: Any) -> None:
+    from ..benchmark.report import skipped
+    from .display import console
+
+    for line in skipped(rows):
+        console.print(line, style="dim")
+
+
+def _finish(
+    settings: Any,
+    command: str,
+    old: dict[str, Any] | None,
+    facts: dict[str, Any],
+    title: str,
+    text: str,
+    rows: Any,
+    plot: Any,
+) -> None:
+    """Compares with an earlier run and writes what was asked for."""
+    from ..benchmark import report
+    from ..benchmark.machine import describe
+    from ..benchmark.memory import CALL_METHOD, RUN_METHOD
+    from .display import console, phase
+
+    records = [row.record() for row in rows]
+    console.print(report.checked(rows))
+    if old is not None:
+        lines = report.compare_records(old["rows"], records)
+        if not lines:
+            raise UsageError(f"--compare {settings.compare}: nothing in it was measured in this run too")
+        _print_table(f"compared with {settings.compare} ({describe(old['machine'])})", report.COMPARED, lines)
+    if not settings.out:
+        return
+    methods = RUN_METHOD if isinstance(settings, ImageSettings) else CALL_METHOD
+    method = methods["cpu" if settings.device == "cpu" else "cuda"]
+    where = describe(facts)
+    notes = "".join(f"- {line}\n" for line in report.skipped(rows)) if not isinstance(settings, ImageSettings) else ""
+    head = f"{title}\n\n{where}, {facts['date']}\n\n`{command}`\n\n"
+    foot = f"\nMedians. {report.checked(rows)} Memory: {method}.\n" + (f"\nNot measured:\n\n{notes}" if notes else "")
+    document = {"title": title, "machine": facts, "command": command, "memory": method, "rows": records}
+    report.write_records(settings.out, document, head + text + foot)
+    plot(rows, f"{title}\n{where}, {facts['date']}", Path(settings.out + ".png"), Path(settings.out + ".svg"))
+    phase(f"wrote {settings.out}.json, .csv, .md, .png and .svg")

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: dict[str, Any]) -> int:
-    from .benchmark import parse_widths
+    from ..benchmark.settings import parse_widths
     from .train import choose_device
 
     widths = parse_widths(args["widths"])
@@ -49,8 +49,8 @@ def run(args: dict[str, Any]) -> int:
     layer_table(result.training)
     comparison_table(result.comparison)
     for row in result.rows:
-        if row.timing and row.ratio and "SDPA" not in row.kind:
-            speed = f"{row.timing.median:.1f} ms, {row.ratio:.2f}x attention's speed"
+        if row.timing and row.ratio and row.family != "attention":
+            speed = f"{row.timing.median:.1f} ms, {row.ratio:.2f}x the best attention's speed"
             console.print(f"{row.width} px, one layer: {row.kind} {speed}")
     console.print(f"{result.seconds:.0f} s in all; open {(out / 'report.html').resolve()}", soft_wrap=True)
     return 0

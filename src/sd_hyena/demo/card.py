@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..benchmark.layers import machine
+from ..benchmark.machine import machine
 from ..generate.draw import contact_sheet, sample, save_png
 from ..models import load_pipeline, locate
 from .scenes import COLOURS, LAYOUTS, SUBJECTS, held_out_scenes

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from ..benchmark.report import size_lines
 from ..files import atomic_path
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def write_report(folder: Path, result: Demonstration) -> None:
 def _page(folder: Path, result: Demonstration) -> str:
     pairs, where = result.comparison, result.machine
     asked = {who: pairs.fidelity[who]["prompt"] for who in ("teacher", "student")}
-    widest = max(row.width for row in result.rows if row.timing and "SDPA" in row.kind)
+    widest = max(row.width for row in result.rows if row.family == "attention")
     fastest = max(row.ratio for row in result.rows if row.ratio and row.width == widest and "hyena2d" in row.kind)
     keys = (
         (f"{pairs.mean_psnr:.1f} dB", "mean PSNR, student to teacher"),
@@ -60,7 +61,7 @@ attention in {result.training.seconds:.0f} s; then both drew the same held-out p
 {_table(("", "teacher", "student"), _fidelity(result))}
 <h2>Time of one layer</h2>
 <p>A whole layer of Stable Diffusion 1.x's finest level (320 channels, 8 heads, projections included), float32, batch 1.
-In brackets attention's time over this one's. Losses are shown too.</p>
+In brackets the best attention's time over this one's. Losses are shown too.</p>
 <img class="plot" alt="time per layer against image width" src="{_inline(folder / "times.svg", "image/svg+xml")}">
 {_table(*_times(result))}
 <p>On the bundled model itself one 256 px picture took {pairs.teacher_seconds:.2f} s with attention and
@@ -89,15 +90,8 @@ def _fidelity(result: Demonstration) -> list[tuple[str, ...]]:
 
 
 def _times(result: Demonstration) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    kinds = tuple(dict.fromkeys(row.kind for row in result.rows))
-    lines = []
-    for width in sorted({row.width for row in result.rows}):
-        cells = []
-        for row in (r for r in result.rows if r.width == width):
-            ratio = f" ({row.ratio:.2f}x)" if row.ratio and "SDPA" not in row.kind else ""
-            cells.append(f"{row.timing.median:.1f} ms{ratio}" if row.timing else "skipped")
-        lines.append((f"{width} px", *cells))
-    return ("image", *kinds), lines
+    headings, lines = size_lines(result.rows)
+    return tuple(headings), [tuple(line) for line in lines]
 
 
 def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

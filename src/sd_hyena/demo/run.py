@@ -6,13 +6,18 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..api import load_hyena
 from ..benchmark.figures import plot_sizes
-from ..benchmark.layers import Row, crossover, machine, run_sizes
+from ..benchmark.kinds import Shape, latent_cells
+from ..benchmark.machine import describe, machine
+from ..benchmark.measure import Limits, Row, crossover, measure_sizes
 from ..distill.settings import TrainSettings
 from ..distill.state import locked
 from ..distill.trainer import Progress, Result, Trainer
@@ -26,7 +31,15 @@ from .scenes import held_out_scenes
 logger = logging.getLogger(__name__)
 GUIDANCE, FIRST_SEED = 5.0, 1000
 SHEET_COLUMNS = 8
-SD_LAYER = {"dim": 320, "heads": 8}  # IN01 of Stable Diffusion 1.x: what the times are taken on
+KINDS = (
+    "sdp-math",
+    "sdp-flash",
+    "sdp-cudnn",
+    "sdp-efficient",
+    "hyena-causal",
+    "hyena2d-full-mean",
+    "hyena2d-full-linear",
+)
 
 
 @dataclass
@@ -60,8 +73,8 @@ class Demonstration:
             "layers": self.training.figures,
             "mean_relative_error": self.mean_error,
             "comparison": self.comparison.figures(),
-            "times": [asdict(row) for row in self.rows],
-            "crossover_px": {kind: crossover(self.rows, kind) for kind in kinds if "SDPA" not in kind},
+            "times": [row.record() for row in self.rows],
+            "crossover_px": {kind: crossover(self.rows, kind) for kind in kinds if kind.startswith("hyena")},
             "training_seconds": self.training.seconds,
             "seconds": self.seconds,
         }
@@ -124,10 +137,17 @@ def demonstrate(
         )
         add_fidelity(comparison)
         phase("timing one layer of Stable Diffusion 1.x's size, attention against Hyena")
-        rows = run_sizes(settings.widths, batch=1, budget=6, report=lambda row: None, **SD_LAYER)
+        rows = measure_sizes(partial(_layer, settings.device), settings.widths, KINDS, Limits(budget=5))
+        rows = [row for row in rows if row.timing]
         result = Demonstration(training, comparison, rows, machine(), time.time() - started)
         _write(out, result)
     return result
+
+
+def _layer(device: str, width: int) -> Shape:
+    """IN01 of Stable Diffusion 1.x for one square picture: what the times are taken on."""
+    cells = latent_cells(width)
+    return Shape(320, 8, cells, cells, 1, torch.float32, torch.device(device), (64, 64))
 
 
 def _write(out: Path, result: Demonstration) -> None:
@@ -138,7 +158,7 @@ def _write(out: Path, result: Demonstration) -> None:
     shown = slice(0, SHEET_COLUMNS)
     labels = ["attention (teacher)", "five attn1 layers replaced by Hyena (student)"]
     save_png(contact_sheet([pairs.teacher[shown], pairs.student[shown]], labels), out / "side_by_side.png")
-    title = f"one layer, 320 channels, batch 1: {result.machine['cpu']}, {result.machine['threads']} threads"
+    title = f"one layer, 320 channels, batch 1, float32\n{describe(result.machine)}"
     plot_sizes(result.rows, title, out / "times.png", out / "times.svg")
     with atomic_path(out / "figures.json") as temporary:
         temporary.write_text(json.dumps(result.figures(), indent=2))

@@ -83,13 +83,7 @@ class GenerateSettings:
 
     def entries(self) -> list[list[str]]:
         """The sweep: for each entry, the files stacked in it."""
-        entries = []
-        for text in self.hyena.split(","):
-            text = text.strip()
-            whole = [text] if text else []
-            stacked = [part.strip() for part in text.split("+") if part.strip()]
-            entries.append(whole if not text or Path(text).is_file() else stacked)
-        return entries
+        return split_entries(self.hyena)
 
     def plan(self) -> list[list[Path]]:
         """The path of every image, by entry. Raises UsageError where two collide or one exists."""
@@ -121,3 +115,15 @@ class GenerateSettings:
             "num_inference_steps": self.steps,
             "guidance_scale": self.cfg_scale,
         }
+
+
+def split_entries(files: str) -> list[list[str]]:
+    """``a,b+c,`` -> [[a], [b, c], []]: comma-separated entries of files, stacked with +. A file whose name has a
+    + in it is that file."""
+    entries = []
+    for text in files.split(","):
+        text = text.strip()
+        whole = [text] if text else []
+        stacked = [part.strip() for part in text.split("+") if part.strip()]
+        entries.append(whole if not text or Path(text).is_file() else stacked)
+    return entries

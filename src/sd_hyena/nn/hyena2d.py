@@ -98,7 +98,7 @@ class Hyena2D(nn.Module):
         self.bias = Scale(order - 1, inner, 0.0)
         if global_branch != "none":
             self.gain = Scale(1, inner, 1.0)
-        self._spectra = SpectrumCache()
+        self.spectra = SpectrumCache()
         self.reset_short_filter()
 
     @torch.no_grad()
@@ -231,7 +231,7 @@ class Hyena2D(nn.Module):
         """
         (ry, rx), count = self.filter.radius(grid), channels.stop - channels.start
         columns, height = long_conv.spectrum_shape(grid, (ry, rx))
-        keep = self._spectra.nbytes + 8 * count * columns * height <= budget
+        keep = self.spectra.nbytes + 8 * count * columns * height <= budget
 
         def compute() -> Tensor:
             shape = count, 2 * ry + 1, 2 * rx + 1
@@ -247,7 +247,7 @@ class Hyena2D(nn.Module):
 
         own = (*self.filter.parameters(), self.bias.weight, *(self.gain.parameters() if hasattr(self, "gain") else ()))
         key = (grid, index, channels.start, channels.stop, self.filter.scaling)
-        return self._spectra.get(key, own, keep, compute)
+        return self.spectra.get(key, own, keep, compute)
 
     def spectrum_budget(self, grid: tuple[int, int], input_bytes: int, channels: int, chunk_bytes: int) -> int:
         """Bytes of spectra worth keeping between calls, so that all this layer takes stays below ``MEMORY``

@@ -1,0 +1,318 @@
+"""A whole generation with a real pipeline: where its time goes, layer by layer, with and without Hyena."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import patch
+from ..errors import SdHyenaError
+from ..nn import HyenaAttention, OperatorConfig
+from ..targets import Target, find_targets
+from . import references
+from .machine import free_memory
+from .measure import GIB, SAMPLED, TOLERANCE, relative_error
+from .memory import PeakOfRun
+from .timing import Timing
+
+logger = logging.getLogger(__name__)
+TILED_FROM = 1024  # px above which the VAE decodes in tiles
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One way of running the pipeline. ``prepare`` makes it so and returns the layers replaced by Hyena."""
+
+    name: str
+    family: str  # "attention" or "hyena"
+    prepare: Callable[[Any], list[str]]
+
+
+@dataclass
+class ImageRow:
+    """One entry's generation. Times of ``layers`` and ``step`` (the whole UNet) in ms per step, ``seconds``
+    per picture. ``error``: the largest relative RMS error of any layer against its definition."""
+
+    entry: str
+    family: str
+    width: int
+    height: int
+    replaced: list[str] = field(default_factory=list)
+    layers: dict[str, Timing] = field(default_factory=dict)
+    step: Timing | None = None
+    seconds: Timing | None = None
+    step_ratio: float | None = None
+    ratio: float | None = None
+    unet_peak_bytes: int | None = None
+    peak_bytes: int | None = None
+    error: float | None = None
+    note: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """A flat row for JSON and CSV; layer times by name."""
+        return {
+            "kind": self.entry,
+            "family": self.family,
+            "width": self.width,
+            "height": self.height,
+            "replaced": " ".join(self.replaced),
+            "s_per_image": self.seconds.median if self.seconds else None,
+            "ratio": self.ratio,
+            "ms": self.step.median if self.step else None,
+            "ms_low": self.step.low if self.step else None,
+            "ms_high": self.step.high if self.step else None,
+            "step_ratio": self.step_ratio,
+            "unet_peak_bytes": self.unet_peak_bytes,
+            "peak_bytes": self.peak_bytes,
+            "error": self.error,
+            "note": self.note,
+        } | {f"ms_{name}": timing.median for name, timing in self.layers.items()}
+
+
+def attention_entry(name: str) -> Entry:
+    """The unchanged model with self-attention by "sdpa", "naive" or "xformers"."""
+
+    def prepare(pipe: Any) -> list[str]:
+        from diffusers.models import attention_processor
+
+        kinds = {"sdpa": "AttnProcessor2_0", "naive": "AttnProcessor", "xformers": "XFormersAttnProcessor"}
+        patch.detach(pipe.unet)
+        for target in find_targets(pipe.unet).values():
+            pipe.unet.get_submodule(target.path).set_processor(getattr(attention_processor, kinds[name])())
+        return []
+
+    return Entry(name, "attention", prepare)
+
+
+def hyena_entry(name: str, load: Callable[[Any], list[str]]) -> Entry:
+    """A model with the layers replaced that ``load`` loads into a pipeline; SDPA elsewhere."""
+
+    def prepare(pipe: Any) -> list[str]:
+        attention_entry("sdpa").prepare(pipe)
+        return load(pipe)
+
+    return Entry(name, "hyena", prepare)
+
+
+def untrained(targets: Sequence[Target], sample_size: int, form: str, branch: str) -> dict[str, nn.Module]:
+    """Hyena2D operators as they would be made for layers of a model whose latents are ``sample_size`` square."""
+    operators = {}
+    for target in targets:
+        config = OperatorConfig(
+            target.dim,
+            *target.grid((sample_size, sample_size)),
+            inner_dim=target.inner_dim if form == "core" else 0,
+            attention_heads=target.heads,
+            form=form,
+            global_branch=branch,
+            in_bias=False,
+        )
+        operators[target.name] = config.build()
+    return operators
+
+
+def measure_image(
+    pipe: Any,
+    entries: Sequence[Entry],
+    generate: Callable[[int], object],
+    size: tuple[int, int],
+    steps: int,
+    repeats: int,
+    images: int,
+    phase: Callable[[str], None] = lambda text: None,
+) -> list[ImageRow]:
+    """Times ``generate(steps)``, which draws ``images`` pictures of ``size`` (height, width) px, in turns.
+
+    Every attention and Hyena layer's first output is held to its definition beforehand. Raises SdHyenaError
+    if one is off.
+    """
+    device = next(pipe.unet.parameters()).device
+    if max(size) > TILED_FROM:
+        pipe.vae.enable_tiling()
+    rows = [ImageRow(entry.name, entry.family, size[1], size[0]) for entry in entries]
+    runs: dict[str, list[_Run]] = {entry.name: [] for entry in entries}
+    for entry, row in zip(entries, rows, strict=True):
+        phase(f"checking {entry.name}")
+        row.note = _reason_to_skip(pipe, entry, size, images)
+        if row.note:
+            continue
+        row.replaced = entry.prepare(pipe)
+        with _checked(pipe.unet) as errors:
+            generate(1)
+        row.error = max(errors.values(), default=None)
+    for turn in range(repeats):
+        for entry, row in zip(entries, rows, strict=True):
+            if row.note:
+                continue
+            phase(f"{entry.name}: generation {turn + 1} of {repeats}")
+            entry.prepare(pipe)
+            with _Run.of(pipe.unet, device) as run:
+                generate(steps)
+            runs[entry.name].append(run)
+    patch.detach(pipe.unet)
+    for row in rows:
+        if runs[row.entry]:
+            _fill(row, runs[row.entry], images)
+    _compare(rows)
+    return rows
+
+
+def _reason_to_skip(pipe: Any, entry: Entry, size: tuple[int, int], images: int) -> str:
+    if entry.name == "xformers":
+        try:
+            import xformers.ops  # noqa: F401
+        except ImportError:
+            return "not available: xformers is not installed"
+        if next(pipe.unet.parameters()).device.type != "cuda":
+            return "not available: xformers needs a GPU"
+    if entry.name == "naive":
+        weight, device = next(pipe.unet.parameters()), next(pipe.unet.parameters()).device
+        targets = find_targets(pipe.unet).values()
+        latent = size[0] // pipe.vae_scale_factor, size[1] // pipe.vae_scale_factor
+        squares = max(t.heads * (t.grid(latent)[0] * t.grid(latent)[1]) ** 2 for t in targets)
+        needed, free = 3 * 2 * images * squares * weight.element_size(), free_memory(device)
+        if needed > 0.8 * free:
+            return f"skipped: needs about {needed / GIB:.1f} GiB for one layer, {free / GIB:.1f} GiB are free"
+    return ""
+
+
+@contextmanager
+def _checked(unet: nn.Module) -> Iterator[dict[str, float]]:
+    """Within, every self-attention layer's first output is compared with its definition; errors by name."""
+    errors: dict[str, float] = {}
+    handles = []
+
+    def check(name: str, layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
+        if name in errors:
+            return
+        x = args[0] if args else kwargs["hidden_states"]
+        tokens = torch.randperm(x.shape[1], device=x.device)[:SAMPLED]
+        with torch.no_grad():
+            expected = _expected(layer, x.double(), tokens)
+        if expected is None:
+            logger.info("layer %s: no definition to check it against at this size", name)
+            return
+        errors[name] = relative_error(output[:, tokens], expected)
+        if not errors[name] <= TOLERANCE[x.dtype]:
+            raise SdHyenaError(
+                f"layer {name} is off by {errors[name]:.1e} (relative RMS) from its definition: no times are reported"
+            )
+
+    try:
+        for name, target in find_targets(unet).items():
+            layer = unet.get_submodule(target.path)
+
+            def hook(layer: Any, args: Any, kwargs: Any, output: Tensor, name: str = name) -> None:
+                check(name, layer, args, kwargs, output)
+
+            handles.append(layer.register_forward_hook(hook, with_kwargs=True))
+        yield errors
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _expected(layer: Any, x: Tensor, tokens: Tensor) -> Tensor | None:
+    """What the layer should return at ``tokens``; None for operators without an O(L) definition per token."""
+    if isinstance(layer, HyenaAttention) and layer.enabled:
+        operator = layer.operator
+        if operator.order != 2 or getattr(operator, "num_blocks", 1) > 1:
+            return None
+        if not hasattr(operator, "form"):
+            return references.causal(operator, x, tokens) if operator.num_heads == 1 else None
+        assert layer.size is not None
+        given = [layer.to_q, layer.to_k, layer.to_v, _linear_of(layer.to_out)] if operator.form == "core" else None
+        return references.hyena2d(operator, x, layer.size, tokens, given)
+    projections = [layer.to_q, layer.to_k, layer.to_v, _linear_of(layer.to_out)]
+    return references.attention(x, projections, layer.heads, tokens)
+
+
+def _linear_of(to_out: Any) -> nn.Module:
+    return to_out[0] if isinstance(to_out, nn.ModuleList) else to_out
+
+
+class _Run:
+    """Times of one generation: every self-attention layer, every UNet call, and all of it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.marks: dict[str, list[tuple[Any, Any]]] = {}
+        self.seconds = 0.0
+        self.peak = self.unet_peak = 0
+
+    @classmethod
+    @contextmanager
+    def of(cls, unet: nn.Module, device: torch.device) -> Iterator[_Run]:
+        """A run that watches ``unet``'s layers while inside."""
+        run, handles = cls(device), []
+        memory = PeakOfRun(device)
+        watched = {name: unet.get_submodule(target.path) for name, target in find_targets(unet).items()}
+        for name, module in (watched | {"": unet}).items():
+            started: list[Any] = []
+            handles.append(module.register_forward_pre_hook(lambda *_, started=started: started.append(run._now())))
+            handles.append(
+                module.register_forward_hook(
+                    lambda *_, name=name, started=started: run.marks.setdefault(name, []).append(
+                        (started.pop(), run._now())
+                    )
+                )
+            )
+
+        def note_peak(*_: Any) -> None:
+            run.unet_peak = memory.peak()
+
+        handles.append(unet.register_forward_hook(note_peak))
+        memory.reset()
+        began = time.perf_counter()
+        try:
+            yield run
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            run.seconds = time.perf_counter() - began
+            run.peak = memory.peak()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def milliseconds(self) -> dict[str, list[float]]:
+        """By layer name; the whole UNet's under ""."""
+        if self.device.type == "cuda":
+            return {name: [a.elapsed_time(b) for a, b in marks] for name, marks in self.marks.items()}
+        return {name: [1000 * (b - a) for a, b in marks] for name, marks in self.marks.items()}
+
+
+def _fill(row: ImageRow, runs: Sequence[_Run], images: int) -> None:
+    times: dict[str, list[float]] = {}
+    for run in runs:
+        for name, values in run.milliseconds().items():
+            times.setdefault(name, []).extend(values)
+    row.step = Timing.of(times.pop(""))
+    row.layers = {name: Timing.of(values) for name, values in times.items()}
+    row.seconds = Timing.of([run.seconds / images for run in runs])
+    row.peak_bytes, row.unet_peak_bytes = max(r.peak for r in runs), max(r.unet_peak for r in runs)
+
+
+def _compare(rows: Sequence[ImageRow]) -> None:
+    """Ratios of times per UNet step and per picture to the fastest attention's."""
+    attention = [row for row in rows if row.family == "attention" and row.step and row.seconds]
+    if not attention:
+        return
+    best = min(attention, key=lambda row: row.seconds.median)  # type: ignore[union-attr]
+    for row in rows:
+        if row.step and row.seconds:
+            row.step_ratio = best.step.median / row.step.median  # type: ignore[union-attr]
+            row.ratio = best.seconds.median / row.seconds.median  # type: ignore[union-attr]

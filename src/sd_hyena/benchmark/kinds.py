@@ -1,0 +1,278 @@
+"""The kinds of layer that are compared: attention in its implementations, its rivals, and Hyena.
+
+Each is a whole layer, projections included, called as ``layer(x, size)`` with x (B, h * w, D), and says
+what it should return at a few tokens (``expected``), by :mod:`.references`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..nn import OperatorConfig
+from ..ops import linear
+from . import references
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One layer's input: ``height`` and ``width`` in latent cells at the layer; ``extent``: (h, w) cells of
+    the grid that Hyena's filters are built for."""
+
+    dim: int
+    heads: int
+    height: int
+    width: int
+    batch: int
+    dtype: torch.dtype
+    device: torch.device
+    extent: tuple[int, int]
+    scaling: str = "stretch"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    @property
+    def tokens(self) -> int:
+        return self.height * self.width
+
+    def squares(self, share: float = 1.0) -> int:
+        """Bytes of that share of an L x L matrix for each image."""
+        return int(share * self.batch * self.tokens**2 * torch.empty((), dtype=self.dtype).element_size())
+
+
+class Attention(nn.Module):
+    """Self-attention as in a UNet's ``attn1``: bias-free q, k, v projections, output projection with bias."""
+
+    def __init__(self, shape: Shape, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.heads, self.attend = shape.heads, attend
+        self.to_q, self.to_k, self.to_v = (nn.Linear(shape.dim, shape.dim, bias=False) for _ in range(3))
+        self.to_out = nn.Linear(shape.dim, shape.dim)
+        _make_outputs_tell(self.to_out)
+        for layer in (self.to_q, self.to_k):  # attention with peaks, as a trained model's has
+            nn.init.normal_(layer.weight, std=1.5 * shape.dim**-0.5)
+
+    @property
+    def projections(self) -> list[nn.Module]:
+        return [self.to_q, self.to_k, self.to_v, self.to_out]
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in self.projections[:3])
+        return self.to_out(self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def expected(self, x: Tensor, size: tuple[int, int], tokens: Tensor) -> Tensor:
+        return references.attention(x, self.projections, self.heads, tokens)
+
+
+def _make_outputs_tell(layer: nn.Module) -> None:
+    """A bias would hide errors in what it is added to."""
+    nn.init.zeros_(layer.bias)
+
+
+class Projections(Attention):
+    """The four projections and nothing between them: what no replacement of attention can save."""
+
+    def expected(self, x: Tensor, size: tuple[int, int], tokens: Tensor) -> Tensor:
+        _, _, to_v, to_out = references.doubled(self.projections)
+        return to_out(to_v(x[:, tokens]))
+
+
+class LinearAttention(Attention):
+    """Normalised linear attention, elu + 1, as LinFusion uses it (https://arxiv.org/abs/2409.02097)."""
+
+    def expected(self, x: Tensor, size: tuple[int, int], tokens: Tensor) -> Tensor:
+        return references.linear_attention(x, self.projections, self.heads, tokens)
+
+
+class TiledAttention(Attention):
+    """Attention within square tiles, as HyperTile cuts them: about ``tile`` cells a side."""
+
+    tile = 32
+
+    def _index(self, size: tuple[int, int], device: torch.device) -> Tensor:
+        """(tiles, tokens of a tile)"""
+        (h, w), grid = size, torch.arange(size[0] * size[1], device=device).view(size)
+        rows, columns = (max(d for d in range(1, max(1, n // self.tile) + 1) if n % d == 0) for n in (h, w))
+        return grid.view(rows, h // rows, columns, w // columns).transpose(1, 2).flatten(2).flatten(0, 1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        index = self._index(size, x.device)
+        tiles = x[:, index].flatten(0, 1)
+        y = super().forward(tiles, size).unflatten(0, (len(x), -1))
+        return torch.empty_like(x).index_copy_(1, index.flatten(), y.flatten(1, 2))
+
+    def expected(self, x: Tensor, size: tuple[int, int], tokens: Tensor) -> Tensor:
+        index = self._index(size, x.device)
+        own = [(index == token).any(1).nonzero().item() for token in tokens.tolist()]
+        each = [
+            references.attention(x, self.projections, self.heads, token[None], index[tile].expand(len(x), -1))
+            for token, tile in zip(tokens, own, strict=True)
+        ]
+        return torch.cat(each, 1)
+
+
+class MergedAttention(Attention):
+    """Attention after half of the tokens are merged into their likes, by tomesd (https://arxiv.org/abs/2303.17604)."""
+
+    def _merging(
+        self, x: Tensor, size: tuple[int, int]
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        from tomesd.merge import bipartite_soft_matching_random2d
+
+        generator = torch.Generator(x.device).manual_seed(0)
+        count = x.shape[1] // 2
+        return bipartite_soft_matching_random2d(x, size[1], size[0], 2, 2, count, generator=generator)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        merge, unmerge = self._merging(x, size)
+        return unmerge(super().forward(merge(x), size))
+
+    def expected(self, x: Tensor, size: tuple[int, int], tokens: Tensor) -> Tensor:
+        """The attention of group means, by the groups that tomesd chose (for ``x`` in the layer's own type)."""
+        weight = self.to_q.weight
+        _, unmerge = self._merging(x.detach().to(weight.dtype), size)
+        count = x.shape[1] - x.shape[1] // 2
+        group = unmerge(torch.arange(count, device=x.device, dtype=torch.float64).expand(len(x), -1)[..., None])
+        group = group[..., 0].long()
+        y = []
+        for image, own in zip(x, group, strict=True):
+            members = torch.zeros(count, dtype=x.dtype, device=x.device).index_add_(
+                0, own, torch.ones_like(image[:, 0])
+            )
+            means = (
+                torch.zeros(count, x.shape[2], dtype=x.dtype, device=x.device).index_add(0, own, image)
+                / members[:, None]
+            )
+            y.append(references.attention(means[None], self.projections, self.heads, own[tokens]))
+        return torch.cat(y)
+
+
+class Hyena(nn.Module):
+    """An operator; a ``core`` one with projections like an ``attn1``'s, of which it is given the use."""
+
+    def __init__(self, config: OperatorConfig) -> None:
+        super().__init__()
+        self.operator = config.build()
+        if config.form == "core":
+            self.projections = nn.ModuleList(nn.Linear(config.dim, config.dim, bias=i == 3) for i in range(4))
+        _make_outputs_tell(self.projections[3] if config.form == "core" else self.operator.out_proj)
+
+    def _given(self) -> Sequence[nn.Module] | None:
+        return list(self.projections) if hasattr(self, "projections") else None
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.operator(x, size, self._given()) if self._given() else self.operator(x, size)
+
+    def expected(self, x: Tensor, size: tuple[int, int], tokens: Tensor) -> Tensor:
+        if self.operator.config.operator == "causal":
+            return references.causal(self.operator, x, tokens)
+        return references.hyena2d(self.operator, x, size, tokens, self._given())
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention as written, with the whole L x L matrix."""
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+
+def _sdp(backend: SDPBackend) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    return attend
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    return memory_efficient_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+
+
+def _linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return linear.linear_attention(*(t.transpose(-1, -2) for t in (q, k, v))).transpose(-1, -2)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of layer. ``family``: "attention" (all compute the same), "peer", "hyena" or "floor".
+
+    ``scratch``: bytes beyond a few times the input that it is known to need; ``power``: how its time grows
+    with the number of tokens, both for skipping what cannot end well.
+    """
+
+    name: str
+    family: str
+    build: Callable[[Shape], nn.Module]
+    scratch: Callable[[Shape], int] = lambda shape: 0
+    power: float = 1.1
+
+    def missing(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Why it cannot run here at all, in a few words, or ""; found by running it small."""
+        shape = Shape(32, 2, 4, 4, 1, dtype, device, (4, 4))
+        try:
+            with torch.no_grad():
+                self.build(shape).to(device, dtype)(torch.randn(1, 16, 32, device=device, dtype=dtype), (4, 4))
+        except ImportError as error:
+            return f"{error.name or error} is not installed"
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            return str(error).split(". ")[0].split("\n")[0] or type(error).__name__
+        return ""
+
+
+def _attention(name: str, attend: Callable[[Tensor, Tensor, Tensor], Tensor], matrices: int = 0) -> Kind:
+    return Kind(
+        name,
+        "attention",
+        lambda shape: Attention(shape, attend),
+        lambda shape: matrices * shape.heads * shape.squares(),
+        2,
+    )
+
+
+def _hyena(name: str, **choices: object) -> Kind:
+    def build(shape: Shape) -> nn.Module:
+        height, width = shape.size if choices.get("operator") == "causal" else shape.extent
+        options = {"attention_heads": shape.heads, "in_bias": False, "scaling": shape.scaling} | choices
+        return Hyena(OperatorConfig(shape.dim, height, width, **options))  # type: ignore[arg-type]
+
+    return Kind(name, "hyena", build)
+
+
+_BACKENDS = {
+    "sdp-flash": SDPBackend.FLASH_ATTENTION,
+    "sdp-cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdp-efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+KINDS = {
+    kind.name: kind
+    for kind in (
+        _attention("naive", softmax_attention, matrices=3),
+        _attention("sdp-math", _sdp(SDPBackend.MATH), matrices=3),
+        *(_attention(name, _sdp(backend)) for name, backend in _BACKENDS.items()),
+        _attention("xformers", _xformers),
+        Kind("tomesd", "peer", lambda shape: MergedAttention(shape, F.scaled_dot_product_attention),
+             lambda shape: shape.squares(0.4), 2),
+        Kind("hypertile", "peer", lambda shape: TiledAttention(shape, F.scaled_dot_product_attention)),
+        Kind("linear", "peer", lambda shape: LinearAttention(shape, _linear)),
+        _hyena("hyena-causal", operator="causal"),
+        *(
+            _hyena(f"hyena2d-{form}-{branch}", form=form, global_branch=branch)
+            for form in ("full", "core")
+            for branch in ("none", "mean", "linear")
+        ),
+        Kind("projections", "floor", lambda shape: Projections(shape, lambda q, k, v: v)),
+    )
+}  # fmt: skip
+
+
+def latent_cells(pixels: int, factor: int = 8) -> int:
+    """Cells of the latent grid along ``pixels``."""
+    return math.ceil(pixels / factor)

@@ -1,0 +1,257 @@
+"""Measuring one layer of each kind at one shape: built, checked, then timed in turns."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SdHyenaError
+from .kinds import KINDS, Kind, Shape
+from .machine import free_memory
+from .memory import peak_of_call
+from .timing import Timing, interleaved, stopwatch
+
+SAMPLED = 16  # tokens at which a layer is held to its definition
+# Largest relative RMS error at those tokens.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+GIB = 2**30
+
+
+@dataclass
+class Limits:
+    """``repeats`` rounds at most, none after ``budget`` seconds at a size; a call expected to take more than
+    ``max_seconds`` is not made; one that takes more than ``single_seconds`` is made once, without warm-up."""
+
+    repeats: int = 15
+    budget: float = 15.0
+    max_seconds: float = 60.0
+    single_seconds: float = 8.0
+
+
+@dataclass
+class Row:
+    """One kind at one shape.
+
+    ``width``, ``height`` in px. ``ratio``: the best attention's median over this one's. Bytes: ``peak``
+    during a call above what was there before (input and weights not included, spectra kept from earlier
+    calls included), ``weights``, ``input``. ``error``: relative RMS against the definition at the sampled
+    tokens, of gradients too where they were asked for. A kind that was skipped has no timing and a ``note``.
+    """
+
+    width: int
+    height: int
+    batch: int
+    kind: str
+    family: str
+    backward: bool
+    parameters: int | None = None
+    timing: Timing | None = None
+    ratio: float | None = None
+    peak_bytes: int | None = None
+    weight_bytes: int | None = None
+    input_bytes: int | None = None
+    error: float | None = None
+    best: bool = False
+    note: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """A flat row for JSON and CSV."""
+        values = asdict(self)
+        timing = values.pop("timing") or dict.fromkeys(("median", "low", "high", "repeats"))
+        return values | {
+            "ms": timing["median"],
+            "ms_low": timing["low"],
+            "ms_high": timing["high"],
+            "repeats": timing["repeats"],
+        }
+
+
+@dataclass
+class _Candidate:
+    kind: Kind
+    row: Row
+    layer: nn.Module
+    call: Callable[[], Any]
+    first_ms: float
+
+
+def measure(
+    shape: Shape,
+    pixels: tuple[int, int],
+    kinds: Sequence[str],
+    limits: Limits,
+    *,
+    backward: bool = False,
+    expected_seconds: Callable[[str], float] = lambda kind: 0.0,
+    on_kind: Callable[[str], None] = lambda kind: None,
+) -> list[Row]:
+    """Rows for ``kinds`` at one shape; pixels: (height, width) of the picture it belongs to.
+
+    ``backward`` times forward and backward together, gradients of input and weights.
+    ``expected_seconds`` estimates a call from smaller sizes. Raises SdHyenaError if a layer does not
+    return what its definition says: no times are reported then.
+    """
+    rows: list[Row] = []
+    candidates: list[_Candidate] = []
+    torch.manual_seed(0)
+    for name in kinds:
+        kind = KINDS[name]
+        row = Row(pixels[1], pixels[0], shape.batch, name, kind.family, backward)
+        rows.append(row)
+        row.note = _reason_to_skip(kind, shape, limits, backward, expected_seconds(name))
+        if row.note:
+            continue
+        on_kind(name)
+        try:
+            candidates.append(_prepare(kind, row, shape, limits))
+        except torch.OutOfMemoryError:
+            row.note = "skipped: out of memory"
+        gc.collect()
+    warm = {c.kind.name: c.call for c in candidates if c.first_ms <= 1000 * limits.single_seconds}
+    timings = interleaved(warm, shape.device, limits.repeats, limits.budget)
+    for c in candidates:
+        c.row.timing = timings.get(c.kind.name) or Timing.of([c.first_ms])
+        if c.kind.name not in timings:
+            c.row.note = "one call, without warm-up"
+    _compare(rows)
+    return rows
+
+
+def _reason_to_skip(kind: Kind, shape: Shape, limits: Limits, backward: bool, seconds: float) -> str:
+    missing = kind.missing(shape.device, shape.dtype)
+    if missing:
+        return f"not available: {missing}"
+    needed, free = kind.scratch(shape) * (2 if backward else 1), free_memory(shape.device)
+    if needed > 0.8 * free:
+        return f"skipped: needs about {needed / GIB:.1f} GiB beyond its input, {free / GIB:.1f} GiB are free"
+    if seconds > limits.max_seconds:
+        return f"skipped: about {seconds:.0f} s a call, over the limit of {limits.max_seconds:g} s"
+    return ""
+
+
+def _prepare(kind: Kind, row: Row, shape: Shape, limits: Limits) -> _Candidate:
+    """Builds the layer, checks it, and fills in all of its row but the times."""
+    layer = kind.build(shape).to(shape.device, shape.dtype).eval().requires_grad_(row.backward)
+    x = torch.randn(shape.batch, shape.tokens, shape.dim, device=shape.device, dtype=shape.dtype)
+    tokens = torch.randperm(shape.tokens, device=shape.device)[:SAMPLED]
+    upstream = torch.randn_like(x)
+    results: dict[str, Any] = {}
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return layer(x, shape.size)
+
+    def forward_and_backward(upstream: Tensor = upstream) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        y = layer(leaf, shape.size)
+        y.backward(upstream)
+        layer.zero_grad(set_to_none=True)
+        results["gradient"] = leaf.grad
+        return y.detach()
+
+    call: Callable[[], Tensor] = forward_and_backward if row.backward else forward
+    checked, probe = call, None
+    if row.backward:  # the first gradient is that of the sampled tokens alone, which the definition can give
+        probe = torch.zeros_like(x)
+        probe[:, tokens] = upstream[:, tokens]
+        checked = lambda: forward_and_backward(probe)  # noqa: E731
+    first_ms = stopwatch(shape.device)(
+        lambda: results.update(zip(("peak", "y"), peak_of_call(checked, shape.device), strict=True))
+    )
+    row.error = _error(layer, x, shape.size, tokens, results, probe)
+    if not row.error <= TOLERANCE[shape.dtype]:
+        raise SdHyenaError(
+            f"{kind.name} is off by {row.error:.1e} (relative RMS) from its definition on a {shape.height} x "
+            f"{shape.width} grid: no times are reported"
+        )
+    row.peak_bytes = results["peak"]
+    results.clear()
+    if first_ms <= 1000 * limits.single_seconds:  # as it is from the second call on
+        row.peak_bytes, _ = peak_of_call(call, shape.device)
+        results.clear()
+    spectra = getattr(getattr(layer, "operator", None), "spectra", None)
+    row.peak_bytes += spectra.nbytes if spectra is not None else 0
+    row.parameters = sum(p.numel() for p in layer.parameters())
+    row.weight_bytes = sum(p.numel() * p.element_size() for p in layer.parameters())
+    row.input_bytes = x.numel() * x.element_size()
+    return _Candidate(kind, row, layer, call, first_ms)
+
+
+def _error(
+    layer: Any, x: Tensor, size: tuple[int, int], tokens: Tensor, results: dict[str, Any], probe: Tensor | None
+) -> float:
+    """The larger of the relative RMS errors of output and, where there is one, gradient."""
+    with torch.set_grad_enabled(probe is not None):
+        leaf = x.detach().double().requires_grad_(probe is not None)
+        y = layer.expected(leaf, size, tokens)
+    errors = [relative_error(results["y"][:, tokens], y.detach())]
+    if probe is not None:
+        exact = torch.autograd.grad((y * probe[:, tokens].double()).sum(), leaf)[0]
+        errors.append(relative_error(results["gradient"], exact))
+    return max(errors)
+
+
+def relative_error(got: Tensor, exact: Tensor) -> float:
+    """Relative RMS difference; infinite if anything is not finite."""
+    error = (got.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    return error.item() if torch.isfinite(error) else float("inf")
+
+
+def _compare(rows: Sequence[Row]) -> None:
+    """Names the best attention and gives everyone's ratio to it."""
+    attention = [row for row in rows if row.family == "attention" and row.timing]
+    if not attention:
+        return
+    best = min(attention, key=lambda row: row.timing.median)  # type: ignore[union-attr]
+    best.best = True
+    for row in rows:
+        if row.timing:
+            row.ratio = best.timing.median / row.timing.median  # type: ignore[union-attr]
+
+
+def measure_sizes(
+    shape_at: Callable[[int], Shape],
+    widths: Sequence[int],
+    kinds: Sequence[str],
+    limits: Limits,
+    *,
+    backward: bool = False,
+    report: Callable[[list[Row]], None] = lambda rows: None,
+    on_kind: Callable[[int, str], None] = lambda width, kind: None,
+) -> list[Row]:
+    """:func:`measure` for square pictures of growing widths in px; ``report`` gets each width's rows."""
+    known: dict[str, tuple[int, float]] = {}  # kind -> tokens and seconds of the last size it ran at
+
+    def expected_seconds(kind: str, tokens: int) -> float:
+        before, seconds = known.get(kind, (tokens, 0.0))
+        return seconds * (tokens / before) ** KINDS[kind].power
+
+    rows: list[Row] = []
+    for width in sorted(widths):
+        shape = shape_at(width)
+        found = measure(
+            shape,
+            (width, width),
+            kinds,
+            limits,
+            backward=backward,
+            expected_seconds=partial(expected_seconds, tokens=shape.tokens),
+            on_kind=partial(on_kind, width),
+        )
+        known |= {row.kind: (shape.tokens, row.timing.median / 1000) for row in found if row.timing}
+        rows += found
+        report(found)
+    return rows
+
+
+def crossover(rows: Sequence[Row], kind: str) -> int | None:
+    """The smallest measured width from which ``kind`` stays faster than the best attention, or None."""
+    ratios = [(row.width, row.ratio) for row in rows if row.kind == kind and row.ratio is not None]
+    losing = [width for width, ratio in ratios if ratio < 1]
+    return next((width for width, _ in ratios if not losing or width > max(losing)), None)

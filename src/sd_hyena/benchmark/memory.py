@@ -1,0 +1,72 @@
+"""Peak memory: of one call, exactly; of a whole generation, as the system sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CALL_METHOD = {
+    "cpu": "most bytes held by PyTorch's CPU allocator during a call, above what was held before it (torch.profiler)",
+    "cuda": "torch.cuda.max_memory_allocated during a call, above what was allocated before it",
+}
+RUN_METHOD = {
+    "cpu": "peak resident memory of the process (VmHWM, reset before each picture)",
+    "cuda": "torch.cuda.max_memory_allocated of the process",
+}
+
+
+def peak_of_call(call: Callable[[], Any], device: torch.device) -> tuple[int, Any]:
+    """(bytes at most held above what was held before, what ``call`` returned)."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        result = call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before, result
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        result = call()
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak, result
+
+
+class PeakOfRun:
+    """Peak memory since :meth:`reset`, of the process (CPU) or of what PyTorch allocated (CUDA)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def reset(self) -> None:
+        """Forgets the peak so far. Where the system cannot, the peak is that of the whole process."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        """Bytes."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        try:
+            found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        except OSError:
+            found = None
+        if found:
+            return int(found[1]) * 1024
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
