@@ -9,6 +9,7 @@ from conftest import assert_close
 from torch import nn
 
 from sd_hyena.nn import Hyena2D, chunked, hyena2d
+from sd_hyena.nn.hyena2d import MemoryPlan
 
 GRIDS = [(1, 1), (5, 7), (13, 4), (16, 16), (11, 17)]
 
@@ -95,22 +96,34 @@ def test_training_in_groups_gives_the_same_gradients(cpu, monkeypatch):
         assert_close(name, expected, results[1][name], 1e-4)
 
 
-def test_spectra_are_kept_where_memory_allows():
-    """All of them for two images and more; for one, as many as leave the layer below its bound; none of huge grids."""
+def test_what_is_kept_depends_on_what_attention_would_take():
+    """All spectra for two images and more; for one, as many as leave the layer below its bound; none of huge grids."""
     operator = Hyena2D(320, global_branch="mean")
-    whole = 8 * 65 * 128 * 320
-    assert operator.spectrum_budget((64, 64), 2 * 4096 * 320 * 4, 40, 2**22) == whole
-    assert 0 < operator.spectrum_budget((64, 64), 4096 * 320 * 4, 40, 2**22) < whole
-    assert operator.spectrum_budget((256, 256), 8 * 65536 * 320 * 4, 40, 2**22) == 0
+    whole, image = 8 * 65 * 128 * 320, 4096 * 320 * 4
+    assert operator.plan_memory((64, 64), 2 * image, 40, 2**22) == MemoryPlan(whole, False)
+    alone = operator.plan_memory((64, 64), image, 40, 2**22)
+    assert alone.keep_hidden
+    assert 0 < alone.kept_bytes < whole
+    assert operator.plan_memory((256, 256), 8 * 16 * image, 40, 2**22) == MemoryPlan(0, False)
+    assert not operator.plan_memory((32, 32), image // 4, 320, 2**22).keep_hidden
 
 
-def test_kept_spectra_stay_within_their_budget():
-    operator = trained()
+def test_kept_bytes_stay_within_the_plan(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(hyena2d, "SMALL_CELLS", 0)
+    operator = trained(global_branch="mean")
+    monkeypatch.setattr(operator, "channel_groups", lambda _: [slice(0, 8), slice(8, 16)])
+    x, held = torch.randn(8, 256, 16), []
+    expected = definition(operator, x, (16, 16))
     with torch.no_grad():
-        for batch in (1, 8, 2):
-            operator(torch.randn(batch, 256, 16), (16, 16))
-            assert operator.spectra.nbytes <= operator.spectrum_budget((16, 16), 8 * 256 * 16 * 4, 16, 0)
-    assert operator.spectra.nbytes > 0
+        for factor in (1.0, 2.5, 4.9, 100):
+            monkeypatch.setattr(hyena2d, "MEMORY", factor)
+            for _ in range(2):
+                assert_close(f"memory {factor}", expected, operator(x, (16, 16)), 3e-5)
+            held.append(operator.spectra.nbytes("spectrum"))
+    assert held == sorted(held)
+    assert held[0] == 0
+    assert held[-1] == 8 * 17 * 32 * 16
 
 
 def test_bfloat16_runs_close_to_float32():

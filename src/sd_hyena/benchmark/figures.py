@@ -46,8 +46,8 @@ def plot_layer(rows: Sequence[Row], title: str, *paths: Path) -> None:
     ]
     values: list[tuple[str, list[float], Callable[[float], str]]] = [
         ("parameters (thousands)", [(row.parameters or 0) / 1000 for row in shown], "{:.0f}".format),
-        (f"{'forward + backward' if shown and shown[0].backward else 'forward'} (ms)", times, "{:.3g}".format),
-        ("peak memory beyond input and weights (MiB)", [(row.peak_bytes or 0) / MIB for row in shown], "{:.3g}".format),
+        (f"{'forward + backward' if shown and shown[0].backward else 'forward'} (ms)", times, _three_digits),
+        ("peak memory (MiB)", [(row.peak_bytes or 0) / MIB for row in shown], _three_digits),
     ]
     for panel, (label, numbers, text) in zip(axes, values, strict=True):
         bars = panel.barh([row.kind for row in shown], numbers, color=colours, height=0.72)
@@ -171,3 +171,7 @@ def _plain_logarithm(axis: Any) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -176,7 +176,7 @@ def _prepare(kind: Kind, row: Row, shape: Shape, limits: Limits) -> _Candidate:
         row.peak_bytes, _ = peak_of_call(call, shape.device)
         results.clear()
     spectra = getattr(getattr(layer, "operator", None), "spectra", None)
-    row.peak_bytes += spectra.nbytes if spectra is not None else 0
+    row.peak_bytes += spectra.nbytes() if spectra is not None else 0
     row.parameters = sum(p.numel() for p in layer.parameters())
     row.weight_bytes = sum(p.numel() * p.element_size() for p in layer.parameters())
     row.input_bytes = x.numel() * x.element_size()

@@ -82,4 +82,4 @@ def _untrained(pipe: Any, settings: ImageSettings) -> Entry:
         return list(operators)
 
     chosen = settings.target or "high"
-    return hyena_entry(f"hyena2d {form} {branch}, untrained: {chosen}", attach)
+    return hyena_entry(f"hyena2d-{form}-{branch} ({chosen})", attach)

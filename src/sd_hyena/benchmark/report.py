@@ -135,12 +135,12 @@ def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> s
     )
 
 
-def skipped(rows: Sequence[Row]) -> list[str]:
+def skipped(rows: Sequence[Row] | Sequence[ImageRow]) -> list[str]:
     """One line for everything that was not measured, each reason once."""
     reasons: dict[tuple[str, str], list[int]] = {}
-    for row in rows:
-        if row.timing is None:
-            reasons.setdefault((row.kind, row.note), []).append(row.width)
+    for record in (row.record() for row in rows):
+        if record["ms"] is None:
+            reasons.setdefault((record["kind"], record["note"]), []).append(record["width"])
     everywhere = len({row.width for row in rows})
     return [
         f"{kind}{'' if len(widths) == everywhere else ' at ' + ', '.join(f'{w} px' for w in widths)}: {note}"
@@ -150,36 +150,21 @@ def skipped(rows: Sequence[Row]) -> list[str]:
 
 def image_lines(rows: Sequence[ImageRow]) -> tuple[list[str], list[list[str]]]:
     """Headings and lines: whole generations."""
-    headings = [
-        "",
-        "s per image",
-        "x attention",
-        "UNet step, ms",
-        "x attention",
-        "UNet peak MiB",
-        "peak MiB",
-        "error",
-        "",
-    ]
     lines = []
     for row in rows:
-        if row.step is None or row.seconds is None:
-            lines.append([row.entry, *[""] * 7, row.note])
-            continue
-        lines.append(
-            [
-                row.entry,
-                f"{row.seconds.median:.2f}",
-                f"{row.ratio:.2f}x" if row.ratio else "",
-                f"{row.step.median:.0f} ({row.step.low:.0f} - {row.step.high:.0f})",
-                f"{row.step_ratio:.2f}x" if row.step_ratio else "",
-                f"{(row.unet_peak_bytes or 0) / MIB:.0f}",
-                f"{(row.peak_bytes or 0) / MIB:.0f}",
-                f"{row.error:.0e}" if row.error is not None else "-",
-                f"{len(row.replaced)} layers replaced" if row.replaced else "",
-            ]
-        )
-    return headings, lines
+        if row.step and row.seconds:
+            lines.append(
+                [
+                    row.entry,
+                    f"{row.seconds.median:.2f}",
+                    f"{row.ratio:.2f}x" if row.ratio else "",
+                    f"{row.step.median:.0f}",
+                    f"{row.step_ratio:.2f}x" if row.step_ratio else "",
+                    f"{(row.unet_peak_bytes or 0) / MIB:.0f}",
+                    f"{(row.peak_bytes or 0) / MIB:.0f}",
+                ]
+            )
+    return ["", "s/image", "ratio", "ms/step", "ratio", "UNet MiB", "all MiB"], lines
 
 
 def image_layer_lines(rows: Sequence[ImageRow]) -> tuple[list[str], list[list[str]]]:

@@ -176,8 +176,9 @@ def _run_image(settings: ImageSettings, command: str, old: dict[str, Any] | None
     headings, lines = report.image_lines(rows)
     _print_table(title, headings, lines)
     layers = report.image_layer_lines(rows)
-    _print_table("self-attention layers, ms per step", *layers)
-    text = report.markdown_table(headings, lines) + "\nSelf-attention layers, ms per step:\n\n"
+    _print_table("self-attention layers, ms per step (*: Hyena)", *layers)
+    _print_skipped(rows)
+    text = report.markdown_table(headings, lines) + "\nSelf-attention layers, ms per step (*: Hyena):\n\n"
     text += report.markdown_table(*layers)
     _finish(settings, command, old, facts, title, text, rows, figures.plot_image)
 
@@ -252,7 +253,7 @@ def _finish(
     methods = RUN_METHOD if isinstance(settings, ImageSettings) else CALL_METHOD
     method = methods["cpu" if settings.device == "cpu" else "cuda"]
     where = describe(facts)
-    notes = "".join(f"- {line}\n" for line in report.skipped(rows)) if not isinstance(settings, ImageSettings) else ""
+    notes = "".join(f"- {line}\n" for line in report.skipped(rows))
     head = f"{title}\n\n{where}, {facts['date']}\n\n`{command}`\n\n"
     foot = f"\nMedians. {report.checked(rows)} Memory: {method}.\n" + (f"\nNot measured:\n\n{notes}" if notes else "")
     document = {"title": title, "machine": facts, "command": command, "memory": method, "rows": records}

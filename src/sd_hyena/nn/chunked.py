@@ -10,7 +10,7 @@ the transforms.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CHUNK = 2**21  # projected elements worked on at once, and at most half as many as the input has
 TILE = 2**13  # cells of a large grid projected at once
+TRANSFORMS = 2**22  # bytes that the transforms of a few planes take
 BLOCK = 2**12  # tokens whose output projection is computed at once
 
 
@@ -60,17 +61,15 @@ def forward(
         cells = h * w
         inputs = [operator.in_proj] if projections is None else projections[:-1]
         project = _input_projection(inputs, x.unflatten(1, size), operator.inner_dim)
-        hidden = cache(lambda: operator.filter.hidden(size))
         y = x.new_empty(b, h, w, operator.inner_dim)
         images = max(1, min(b, CHUNK // (cells * parts * operator.inner_dim)))
         groups, workspace = operator.channel_groups(min(CHUNK, x.numel() // 2) // (cells * parts)), dict[int, Tensor]()
         width = groups[0].stop
-        budget = operator.spectrum_budget(size, x.nbytes, width, 2 * cells * parts * width * x.element_size())
+        projected = cells * parts * width * x.element_size()
+        working = projected * (3 if operator.global_branch == "linear" else 2) + TRANSFORMS
+        plan = operator.plan_memory(size, x.nbytes, width, working)
         for channels in groups:
-            spectra = [
-                operator.spectrum(size, i, channels, budget=budget, hidden=hidden, workspace=workspace)
-                for i in range(operator.order - 1)
-            ]
+            spectra = [operator.spectrum(size, i, channels, plan, workspace) for i in range(operator.order - 1)]
             short = _ShortFilter(operator, channels)
             for first in range(0, b, images):
                 some = slice(first, first + images)

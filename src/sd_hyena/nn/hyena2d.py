@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,18 @@ FORMS = ("full", "core")
 GLOBAL_BRANCHES = ("none", "mean", "linear")
 Projection = Callable[[Tensor], Tensor]
 GROUP = {"cpu": 2**21, "other": 2**28}  # elements between the projections that are mixed at once
-CACHED_CELLS = 128 * 128  # spectra of larger grids are made anew at every call
-MEMORY = 4.9  # times its input that a layer may take at inference, kept spectra included
+KEPT_CELLS = 128 * 128  # of larger grids nothing is kept between calls
+SMALL_CELLS = 64 * 64  # of smaller grids everything is
+MEMORY = 4.8  # times its input that a layer may take at inference, what is kept included
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a layer keeps between calls at inference: ``kept_bytes`` of spectra at most, and if those cannot be
+    all, the hidden layer that the others are made from."""
+
+    kept_bytes: int
+    keep_hidden: bool
 
 
 class Scale(nn.Module):
@@ -214,53 +225,49 @@ class Hyena2D(nn.Module):
         return self.filter(grid, own + first, hidden, rows)
 
     def spectrum(
-        self,
-        grid: tuple[int, int],
-        index: int,
-        channels: slice,
-        *,
-        budget: int,
-        hidden: Callable[[], Tensor],
-        workspace: dict[int, Tensor],
+        self, grid: tuple[int, int], index: int, channels: slice, plan: MemoryPlan, workspace: dict[int, Tensor]
     ) -> Tensor:
         """The spectrum :func:`sd_hyena.ops.long_conv.convolve` needs for some channels at inference.
 
-        budget: bytes that this layer's spectra may take between calls; hidden: gives
-        :meth:`ImplicitFilter2d.hidden` for ``grid``; workspace: memory by index that a spectrum which is not
-        kept may reuse.
+        workspace: memory by index that spectra which are not kept reuse within a call.
         """
         (ry, rx), count = self.filter.radius(grid), channels.stop - channels.start
         columns, height = long_conv.spectrum_shape(grid, (ry, rx))
-        keep = self.spectra.nbytes + 8 * count * columns * height <= budget
+        keep = self.spectra.nbytes("spectrum") + 8 * count * columns * height <= plan.kept_bytes
 
         def compute() -> Tensor:
-            shape = count, 2 * ry + 1, 2 * rx + 1
+            hidden = self._kept(("hidden", grid), plan.keep_hidden, lambda: self.filter.hidden(grid))
             out = None if keep or index not in workspace else workspace[index][:count]
 
             def rows(band: slice) -> Tensor:
-                return self.kernels(grid, index, channels, hidden(), band)
+                return self.kernels(grid, index, channels, hidden, band)
 
+            shape = count, 2 * ry + 1, 2 * rx + 1
             made = long_conv.kernel_spectrum(rows, shape, grid, *self.shortcuts(index, channels), out)
             if not keep:
                 workspace.setdefault(index, made)
             return made
 
-        own = (*self.filter.parameters(), self.bias.weight, *(self.gain.parameters() if hasattr(self, "gain") else ()))
-        key = (grid, index, channels.start, channels.stop, self.filter.scaling)
-        return self.spectra.get(key, own, keep, compute)
+        return self._kept(("spectrum", grid, index, channels.start, channels.stop), keep, compute)
 
-    def spectrum_budget(self, grid: tuple[int, int], input_bytes: int, channels: int, chunk_bytes: int) -> int:
-        """Bytes of spectra worth keeping between calls, so that all this layer takes stays below ``MEMORY``
-        times its input: attention takes five times.
+    def _kept(self, key: tuple, keep: bool, compute: Callable[[], Tensor]) -> Tensor:
+        own = (*self.filter.parameters(), self.bias.weight, *(self.gain.parameters() if hasattr(self, "gain") else ()))
+        return self.spectra.get((*key, self.filter.scaling), own, keep, compute)
+
+    def plan_memory(self, grid: tuple[int, int], input_bytes: int, channels: int, chunk_bytes: int) -> MemoryPlan:
+        """What to keep between calls, so that all this layer takes stays below ``MEMORY`` times its input:
+        attention takes five times.
 
         channels: worked on at once; chunk_bytes: what they take, besides their spectra, while they are.
         """
-        if grid[0] * grid[1] > CACHED_CELLS:
-            return 0
-        (ry, rx), (columns, rows) = self.filter.radius(grid), long_conv.spectrum_shape(grid, self.filter.radius(grid))
+        cells = grid[0] * grid[1]
+        if cells > KEPT_CELLS:
+            return MemoryPlan(0, False)
+        columns, rows = long_conv.spectrum_shape(grid, self.filter.radius(grid))
         each = 8 * columns * rows * (self.order - 1)
         free = int((MEMORY - 1) * input_bytes) - chunk_bytes
-        if each * self.inner_dim <= free:
-            return each * self.inner_dim
+        if cells < SMALL_CELLS or each * self.inner_dim <= free:
+            return MemoryPlan(each * self.inner_dim, False)
+        ry, rx = self.filter.radius(grid)
         hidden = 4 * (2 * ry + 1) * (2 * rx + 1) * self.filter.head.in_features
-        return max(0, free - hidden - each * channels)
+        return MemoryPlan(max(0, free - hidden - each * channels), True)

@@ -9,18 +9,17 @@ from torch import Tensor, nn
 
 
 class SpectrumCache:
-    """Spectra by key, dropped as soon as a parameter they depend on is replaced, moved or changed in place.
+    """Spectra, and what they are made from, by key; all dropped as soon as a parameter they depend on is
+    replaced, moved or changed in place.
 
     It lives outside the module's buffers, so it never reaches a saved file.
     """
 
     def __init__(self) -> None:
         self._state: Hashable = None
-        self._entries: dict[Hashable, Tensor] = {}
+        self._entries: dict[tuple, Tensor] = {}
 
-    def get(
-        self, key: Hashable, parameters: Iterable[nn.Parameter], keep: bool, compute: Callable[[], Tensor]
-    ) -> Tensor:
+    def get(self, key: tuple, parameters: Iterable[nn.Parameter], keep: bool, compute: Callable[[], Tensor]) -> Tensor:
         """What was kept for ``key`` and the same parameter values, or else ``compute()``."""
         state = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parameters)
         if state != self._state:
@@ -33,10 +32,10 @@ class SpectrumCache:
             self._entries[key] = spectrum
         return spectrum
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(t.numel() * t.element_size() for t in self._entries.values())
+    def nbytes(self, kind: str | None = None) -> int:
+        """Bytes held, or those whose keys begin with ``kind``."""
+        kept = (t for key, t in self._entries.items() if kind is None or key[0] == kind)
+        return sum(t.numel() * t.element_size() for t in kept)
 
     def __deepcopy__(self, memo: dict) -> SpectrumCache:
         return SpectrumCache()

@@ -24,7 +24,7 @@ from .fft import fast_length, transform_dtype
 
 Rows = Callable[[slice], Tensor]
 
-BAND = 2**19  # kernel taps made and transformed at once
+BAND = 2**18  # kernel taps made and transformed at once
 STEP = {"cpu": 2**18, "other": 2**25}  # padded cells transformed at once; on a CPU, what its caches hold
 
 
