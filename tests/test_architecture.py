@@ -34,6 +34,7 @@ DIFFUSERS_USERS = {
     "generate/draw.py",
     "distill/data.py",
     "distill/trainer.py",
+    "benchmark/image.py",
     "demo/architecture.py",
     "demo/train.py",
 }

@@ -53,14 +53,20 @@ def apply(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def forward(
-    operator: Hyena2D, x: Tensor, size: tuple[int, int], projections: Sequence[Callable[[Tensor], Tensor]] | None
+    operator: Hyena2D,
+    x: Tensor,
+    size: tuple[int, int],
+    inputs: Sequence[Callable[[Tensor], Tensor]],
+    out: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """x: (B, h * w, D) -> (B, h * w, D); size: (h, w). As :meth:`Hyena2D.forward`, without gradients."""
+    """As :meth:`Hyena2D.forward`, without gradients, by the given projections.
+
+    x: (B, h * w, D) -> (B, h * w, D); size: (h, w).
+    """
     with torch.no_grad():
         (b, _, _), (h, w), parts = x.shape, size, operator.order + 1
         cells = h * w
-        inputs = [operator.in_proj] if projections is None else projections[:-1]
-        project = _input_projection(inputs, x.unflatten(1, size), operator.inner_dim)
+        project = input_projection(inputs, x.unflatten(1, size), operator.inner_dim)
         y = x.new_empty(b, h, w, operator.inner_dim)
         images = max(1, min(b, CHUNK // (cells * parts * operator.inner_dim)))
         groups, workspace = operator.channel_groups(min(CHUNK, x.numel() // 2) // (cells * parts)), dict[int, Tensor]()
@@ -74,23 +80,23 @@ def forward(
             for first in range(0, b, images):
                 some = slice(first, first + images)
                 _mix(operator, short, spectra, channels, partial(project, some, channels), y[some])
-        out = operator.out_proj if projections is None else projections[-1]
         return _project_out(out, y.view(b, cells, -1), x.shape[-1])
 
 
-def _input_projection(
+def input_projection(
     layers: Sequence[Callable[[Tensor], Tensor]], x: Tensor, inner: int
 ) -> Callable[[slice, slice, slice], Tensor]:
     """A function (images, channels, rows) -> (B, rows, w, (N + 1) C), computed when asked for if the layers
     are plain, or cut from the whole otherwise. x: (B, h, w, D)."""
-    plain = [layer for layer in layers if is_plain(layer, nn.Linear)]
-    if len(plain) == len(layers):
-        weights = [w for layer in plain for w in layer.weight.split(inner)]  # type: ignore[attr-defined]
-        biases = [b for layer in plain for b in (layer.bias.split(inner) if layer.bias is not None else ())]  # type: ignore[attr-defined]
+    if all(is_plain(layer, nn.Linear) for layer in layers):
+        pieces = [_pieces(layer, inner) for layer in layers]
+        weights, biases = ([piece for layer in kind for piece in layer] for kind in zip(*pieces, strict=True))
+        biased = any(bias is not None for bias in biases)
 
         def part(images: slice, channels: slice, rows: slice) -> Tensor:
             weight = torch.cat([w[channels] for w in weights])
-            bias = torch.cat([b[channels] for b in biases]) if biases else None
+            nothing = weight.new_zeros(channels.stop - channels.start)
+            bias = torch.cat([nothing if b is None else b[channels] for b in biases]) if biased else None
             return linear.project(x[images, rows], weight, bias)
     else:
         h, w = x.shape[1:3]
@@ -100,6 +106,12 @@ def _input_projection(
             return torch.cat([p[images, rows, :, channels] for p in whole], dim=-1)
 
     return part
+
+
+def _pieces(layer: Any, inner: int) -> tuple[list[Tensor], list[Tensor | None]]:
+    """A linear layer's weight and bias, cut into parts of ``inner`` rows."""
+    weights = list(layer.weight.split(inner))
+    return weights, [None] * len(weights) if layer.bias is None else list(layer.bias.split(inner))
 
 
 class _ShortFilter:

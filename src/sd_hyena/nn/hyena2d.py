@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from .spectrum_cache import SpectrumCache
 FORMS = ("full", "core")
 GLOBAL_BRANCHES = ("none", "mean", "linear")
 Projection = Callable[[Tensor], Tensor]
-GROUP = {"cpu": 2**21, "other": 2**28}  # elements between the projections that are mixed at once
+GROUP = {"cpu": 2**20, "other": 2**28}  # elements between the projections that are mixed at once
 KEPT_CELLS = 128 * 128  # of larger grids nothing is kept between calls
 SMALL_CELLS = 64 * 64  # of smaller grids everything is
 MEMORY = 4.8  # times its input that a layer may take at inference, what is kept included
@@ -134,39 +135,41 @@ class Hyena2D(nn.Module):
                 else "has its own projections"
             )
             raise ValueError(f"a {self.form} operator {need}")
+        *inputs, out = (self.in_proj, self.out_proj) if projections is None else projections
         if chunked.suits(self, x):
-            return chunked.forward(self, x, size, projections)
-        if projections is None:
-            u, out = chunked.apply(self.in_proj, x), self.out_proj
-        else:
-            *inputs, out = projections
-            u = torch.cat([project(x) for project in inputs], dim=-1)
-        y = self.mix(u.transpose(1, 2).unflatten(2, (h, w)))
-        return chunked.apply(out, y.flatten(2).transpose(1, 2))
+            return chunked.forward(self, x, size, inputs, out)
+        return chunked.apply(out, self._mix_in_groups(x, size, inputs).flatten(2).transpose(1, 2))
+
+    def _mix_in_groups(self, x: Tensor, size: tuple[int, int], inputs: Sequence[Projection]) -> Tensor:
+        """Projects and mixes some channels at a time: (B, D, h, w).
+
+        A gradient recomputes a group instead of keeping what it made, its projections and kernels included:
+        between calls only the layer's input and the result exist whole.
+        """
+        cells, elements = len(x) * size[0] * size[1], GROUP["cpu" if x.device.type == "cpu" else "other"]
+        groups = self.channel_groups(elements // (cells * (self.order + 1)))
+        project = chunked.input_projection(inputs, x.unflatten(1, size), self.inner_dim)
+
+        def mix(channels: slice, hidden: Tensor) -> Tensor:
+            u = project(slice(None), channels, slice(None)).permute(0, 3, 1, 2)
+            return self._mix(channels, hidden, False, *u.chunk(self.order + 1, dim=1))
+
+        if len(groups) == 1:
+            return mix(groups[0], self.filter.hidden(size))
+        if not torch.is_grad_enabled():
+            hidden = self.filter.hidden(size)
+            return torch.cat([mix(channels, hidden) for channels in groups], dim=1)
+        recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        hidden = recompute(self.filter.hidden, size)
+        return torch.cat([recompute(mix, channels, hidden) for channels in groups], dim=1)
 
     def mix(self, u: Tensor, *, reference: bool = False) -> Tensor:
         """Everything between the projections. u: (B, (N + 1) D, h, w), gates first, v last -> (B, D, h, w).
 
-        Channels are mixed in groups, and a gradient recomputes a group instead of keeping what it made:
-        of all that is between the projections only ``u`` and the result exist whole.
         ``reference`` uses the O(L^2) definitions of the convolution and of linear attention.
         """
-        b, _, h, w = u.shape
-        hidden = self.filter.hidden((h, w))
-        elements = GROUP["cpu" if u.device.type == "cpu" else "other"]
-        groups = self.channel_groups(elements // (b * h * w * (self.order + 1)))
-        if reference:
-            groups = [slice(0, self.inner_dim)]
-        sizes = [group.stop - group.start for group in groups] * (self.order + 1)
-        pieces = u.split(sizes, dim=1)  # one split: its gradient is one concatenation
-        mixed = []
-        for i, channels in enumerate(groups):
-            arguments = (channels, hidden, reference, *pieces[i :: len(groups)])
-            if len(groups) > 1 and torch.is_grad_enabled():
-                mixed.append(checkpoint(self._mix, *arguments, use_reentrant=False, preserve_rng_state=False))
-            else:
-                mixed.append(self._mix(*arguments))
-        return torch.cat(mixed, dim=1) if len(mixed) > 1 else mixed[0]
+        hidden = self.filter.hidden((u.shape[-2], u.shape[-1]))
+        return self._mix(slice(0, self.inner_dim), hidden, reference, *u.chunk(self.order + 1, dim=1))
 
     def _mix(self, channels: slice, hidden: Tensor, reference: bool, *parts: Tensor) -> Tensor:
         """:meth:`mix` for some channels of the N + 1 parts, (B, C, h, w) each -> (B, C, h, w)."""
