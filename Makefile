@@ -17,7 +17,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 bench: $(VENV)/installed
-	$(BIN)/sd-hyena benchmark --out benchmarks/results/cpu
+	$(BIN)/python benchmarks/cpu_suite.py
 
 # torch first and on its own, so that a CPU build found by pip's own configuration satisfies what follows.
 $(VENV)/installed: pyproject.toml constraints.txt

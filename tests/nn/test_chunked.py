@@ -141,3 +141,18 @@ def test_bfloat16_runs_close_to_float32():
         got = operator.bfloat16()(x.bfloat16(), (16, 16))
     assert got.dtype == torch.bfloat16
     assert_close("bf16", expected, got.double(), 5e-2)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_other_devices_path_keeps_spectra_too(order, monkeypatch):
+    """What runs without gradients where chunks do not suit, on a GPU or under autocast."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(chunked, "suits", lambda *_: False)
+    operator = trained(order=order)
+    monkeypatch.setattr(operator, "channel_groups", lambda _: [slice(0, 8), slice(8, 16)])
+    x = torch.randn(2, 35, 16)
+    expected = definition(operator, x, (5, 7))
+    with torch.no_grad():
+        for _ in range(2):
+            assert_close("groups", expected, operator(x, (5, 7)), 3e-5)
+    assert operator.spectra.nbytes() > 0

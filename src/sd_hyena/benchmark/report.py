@@ -13,7 +13,7 @@ from ..errors import SdHyenaError, UsageError
 from ..files import atomic_path
 from .image import ImageRow
 from .machine import describe
-from .measure import Row
+from .measure import Row, crossover
 
 MIB = 2**20
 
@@ -27,9 +27,16 @@ def write_records(stem: str, document: dict[str, Any], markdown: str) -> None:
     writer = csv.DictWriter(table, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(stem + ".json", json.dumps(document, indent=2) + "\n")
+    write_text(stem + ".json", to_json(document))
     write_text(stem + ".csv", table.getvalue())
     write_text(stem + ".md", markdown)
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """One row a line."""
+    rows = ",\n".join(f"    {json.dumps(row)}" for row in document["rows"])
+    rest = json.dumps({key: value for key, value in document.items() if key != "rows"}, indent=2)
+    return f'{rest[:-2]},\n  "rows": [\n{rows}\n  ]\n}}\n'
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -119,6 +126,15 @@ def memory_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             cells = [f"{(own[width].peak_bytes or 0) / MIB:.1f}" if width in own else "-" for width in widths]
             lines.append([kind, *cells])
     return ["kind", *(f"{width} px" for width in widths)], lines
+
+
+def crossover_lines(rows: Sequence[Row]) -> list[str]:
+    """Where each rival of attention overtakes the best attention."""
+    lines = []
+    for kind in dict.fromkeys(row.kind for row in rows if row.family in ("hyena", "peer") and row.ratio):
+        at = crossover(rows, kind)
+        lines.append(f"{kind}: " + (f"faster than attention from {at} px" if at else "no faster at the largest size"))
+    return lines
 
 
 def _cell(row: Row) -> str:

@@ -117,7 +117,7 @@ def _run_layer(settings: LayerSettings, command: str, old: dict[str, Any] | None
 
 def _run_sizes(settings: SizesSettings, command: str, old: dict[str, Any] | None) -> None:
     from ..benchmark import figures, report
-    from ..benchmark.measure import crossover, measure_sizes
+    from ..benchmark.measure import measure_sizes
     from .display import console, phase
 
     facts = _announce(settings)
@@ -139,10 +139,7 @@ def _run_sizes(settings: SizesSettings, command: str, old: dict[str, Any] | None
     times, memory = report.size_lines(rows), report.memory_lines(rows)
     _print_table(f"{title}: ms (x the best attention)", *times)
     _print_table("peak memory beyond input and weights, MiB", *memory)
-    notes = []
-    for kind in dict.fromkeys(row.kind for row in rows if row.family in ("hyena", "peer") and row.ratio):
-        at = crossover(rows, kind)
-        notes.append(f"{kind}: " + (f"faster than attention from {at} px" if at else "no faster at the largest size"))
+    notes = report.crossover_lines(rows)
     for note in notes:
         console.print(note)
     _print_skipped(rows)

@@ -94,6 +94,8 @@ def input_projection(
         biased = any(bias is not None for bias in biases)
 
         def part(images: slice, channels: slice, rows: slice) -> Tensor:
+            if len(layers) == 1 and channels == slice(0, inner):
+                return linear.project(x[images, rows], layers[0].weight, layers[0].bias)  # type: ignore[attr-defined]
             weight = torch.cat([w[channels] for w in weights])
             nothing = weight.new_zeros(channels.stop - channels.start)
             bias = torch.cat([nothing if b is None else b[channels] for b in biases]) if biased else None

@@ -18,7 +18,8 @@ from .spectrum_cache import SpectrumCache
 FORMS = ("full", "core")
 GLOBAL_BRANCHES = ("none", "mean", "linear")
 Projection = Callable[[Tensor], Tensor]
-GROUP = {"cpu": 2**20, "other": 2**28}  # elements between the projections that are mixed at once
+Convolution = Callable[[Tensor, int, slice], Tensor]
+GROUP = {"cpu": 11 * 2**17, "other": 2**28}  # elements between the projections that are mixed at once
 KEPT_CELLS = 128 * 128  # of larger grids nothing is kept between calls
 SMALL_CELLS = 64 * 64  # of smaller grids everything is
 MEMORY = 4.8  # times its input that a layer may take at inference, what is kept included
@@ -150,18 +151,25 @@ class Hyena2D(nn.Module):
         groups = self.channel_groups(elements // (cells * (self.order + 1)))
         project = chunked.input_projection(inputs, x.unflatten(1, size), self.inner_dim)
 
-        def mix(channels: slice, hidden: Tensor) -> Tensor:
+        def mix(channels: slice, convolve: Convolution) -> Tensor:
             u = project(slice(None), channels, slice(None)).permute(0, 3, 1, 2)
-            return self._mix(channels, hidden, False, *u.chunk(self.order + 1, dim=1))
+            return self._mix(channels, convolve, *u.chunk(self.order + 1, dim=1))
 
-        if len(groups) == 1:
-            return mix(groups[0], self.filter.hidden(size))
         if not torch.is_grad_enabled():
-            hidden = self.filter.hidden(size)
-            return torch.cat([mix(channels, hidden) for channels in groups], dim=1)
-        recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-        hidden = recompute(self.filter.hidden, size)
-        return torch.cat([recompute(mix, channels, hidden) for channels in groups], dim=1)
+            plan, workspace = self.plan_memory(size, x.nbytes, groups[0].stop, 0), dict[int, Tensor]()
+            kept = partial(self._convolve_kept, plan=plan, workspace=workspace)
+            mixed = [mix(channels, kept) for channels in groups]
+        elif len(groups) == 1:
+            mixed = [mix(groups[0], partial(self._convolve, self.filter.hidden(size)))]
+        else:
+            recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+            hidden = recompute(self.filter.hidden, size)
+
+            def mix_from(hidden: Tensor, channels: slice) -> Tensor:
+                return mix(channels, partial(self._convolve, hidden))
+
+            mixed = [recompute(mix_from, hidden, channels) for channels in groups]
+        return torch.cat(mixed, dim=1) if len(mixed) > 1 else mixed[0]
 
     def mix(self, u: Tensor, *, reference: bool = False) -> Tensor:
         """Everything between the projections. u: (B, (N + 1) D, h, w), gates first, v last -> (B, D, h, w).
@@ -169,22 +177,35 @@ class Hyena2D(nn.Module):
         ``reference`` uses the O(L^2) definitions of the convolution and of linear attention.
         """
         hidden = self.filter.hidden((u.shape[-2], u.shape[-1]))
-        return self._mix(slice(0, self.inner_dim), hidden, reference, *u.chunk(self.order + 1, dim=1))
+        convolve = partial(self._convolve, hidden, reference=reference)
+        parts = u.chunk(self.order + 1, dim=1)
+        return self._mix(slice(0, self.inner_dim), convolve, *parts, reference=reference)
 
-    def _mix(self, channels: slice, hidden: Tensor, reference: bool, *parts: Tensor) -> Tensor:
+    def _mix(self, channels: slice, convolve: Convolution, *parts: Tensor, reference: bool = False) -> Tensor:
         """:meth:`mix` for some channels of the N + 1 parts, (B, C, h, w) each -> (B, C, h, w)."""
-        grid = (parts[0].shape[-2], parts[0].shape[-1])
-        convolve = naive.long_conv2d if reference else long_conv.long_conv2d
         *x, v = [self._filter_short(u, part, channels) for part, u in enumerate(parts)]
         gates = [1 + s[:, channels].to(g.dtype) * g for s, g in zip(self.gate.weight, x, strict=True)]
         for i in range(1, self.order):
             v = gates[i] * v
-            bias, gain = self.shortcuts(i - 1, channels)
-            y = convolve(v, self.kernels(grid, i - 1, channels, hidden), bias, gain)
+            y = convolve(v, i - 1, channels)
             if i == self.order - 1 and self.global_branch == "linear":
                 y = y + self.gain.weight[0, :, channels].to(v.dtype) * self.attend(x[0], x[-1], v, reference)
             v = y
         return gates[0] * v
+
+    def _convolve(self, hidden: Tensor, v: Tensor, index: int, channels: slice, reference: bool = False) -> Tensor:
+        """Convolution ``index`` with its shortcuts, differentiable: (B, C, h, w) -> (B, C, h, w)."""
+        convolve = naive.long_conv2d if reference else long_conv.long_conv2d
+        grid = (v.shape[-2], v.shape[-1])
+        return convolve(v, self.kernels(grid, index, channels, hidden), *self.shortcuts(index, channels))
+
+    def _convolve_kept(
+        self, v: Tensor, index: int, channels: slice, plan: MemoryPlan, workspace: dict[int, Tensor]
+    ) -> Tensor:
+        """:meth:`_convolve` at inference, with spectra kept between calls."""
+        grid = (v.shape[-2], v.shape[-1])
+        spectrum = self.spectrum(grid, index, channels, plan, workspace)
+        return long_conv.convolve(v, spectrum, self.filter.radius(grid))
 
     def _filter_short(self, u: Tensor, part: int, channels: slice) -> Tensor:
         """The short filter on some channels of one of the N + 1 parts: (B, C, h, w)."""

@@ -1,0 +1,97 @@
+"""The CPU benchmarks in about six minutes: ``make bench``. Writes benchmarks/results/cpu.md, .json and figures.
+
+Two settings per figure that the project is held to: the time and memory of one layer at 512 px (batch 2),
+1024 px and 2048 px, forward and with backward, and a whole generation of the bundled model at 1024 px.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from sd_hyena.benchmark import report
+from sd_hyena.benchmark.image import measure_image
+from sd_hyena.benchmark.measure import Limits
+from sd_hyena.benchmark.pipelines import prepare
+from sd_hyena.benchmark.settings import ALL_KINDS, GROUPS, ImageSettings
+from sd_hyena.benchmark.suite import Suite
+
+OURS, PUBLISHED = "hyena2d-full-mean", "hyena-causal"
+BRIEF = [kind for kind in ALL_KINDS if kind in (*GROUPS["sdp"], "linear", PUBLISHED, OURS, "hyena2d-full-linear")]
+BY_SIZE = [kind for kind in ALL_KINDS if kind in (*BRIEF, *GROUPS["peers"], "projections") and kind != "sdp-math"]
+SHAPES = ((512, 2), (1024, 1), (2048, 1))  # px, batch
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "cpu"), help="STEM of the files")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes, to try the script")
+    args = parser.parse_args()
+    shapes, image = (((64, 2), (128, 1)), 128) if args.quick else (SHAPES, 1024)
+    command = "python benchmarks/cpu_suite.py" + (" --quick" if args.quick else "")
+    suite = Suite(args.out, "CPU: one layer, and a whole generation", command, "cpu", torch.float32, print)
+    few = Limits(repeats=9, budget=8, max_seconds=90)
+    widths = [64, 128] if args.quick else [256, 512, 768, 1024, 2048]
+    first, batch = shapes[0]
+
+    suite.section("By image size", lambda: suite.sizes(widths, BY_SIZE, few))
+    suite.section(
+        f"Every kind at {first} px, batch {batch}", lambda: suite.layer(first, batch, list(ALL_KINDS), Limits(9, 12))
+    )
+    for width, count in shapes:
+        limits = Limits(repeats=7, budget=8, max_seconds=400)
+        suite.section(
+            f"Forward and backward at {width} px, batch {count}",
+            lambda width=width, count=count, limits=limits: suite.layer(width, count, BRIEF, limits, backward=True),
+        )
+    suite.section(f"The bundled model at {image} px", lambda: whole_image(suite, image))
+    suite.section("In short", lambda: summary(suite, shapes), first=True)
+    for failure in suite.failures:
+        print(failure, file=sys.stderr)
+    return 1 if suite.failures else 0
+
+
+def whole_image(suite: Suite, width: int) -> str:
+    """The bundled model with untrained layers at its finest level: they cost what trained ones do."""
+    settings = ImageSettings(
+        model="demo", target="high", width=width, height=width, steps=4, repeats=2, dtype="float32", device="cpu"
+    )
+    pipe, entries, generate = prepare(settings)
+    rows = measure_image(pipe, entries, generate, (width, width), settings.steps, settings.repeats, 1, suite.say)
+    title = f"the bundled model, {width}x{width} px, {settings.steps} steps, guidance, float32"
+    return suite.image("image", title, rows)
+
+
+def summary(suite: Suite, shapes: tuple[tuple[int, int], ...]) -> str:
+    """The ratios that matter, from the rows above."""
+    rows = {(row.width, row.batch, row.kind, row.backward): row for row in suite.rows if row.timing}
+
+    def cell(width: int, batch: int, backward: bool, what: str) -> str:
+        ours, published = (rows.get((width, batch, kind, backward)) for kind in (OURS, PUBLISHED))
+        best = next(
+            (r for r in rows.values() if r.best and (r.width, r.batch, r.backward) == (width, batch, backward)), None
+        )
+        if ours is None or best is None or published is None:
+            return "-"
+        if what == "memory":
+            return f"{ours.peak_bytes / best.peak_bytes:.2f}"
+        return f"{(best if what == 'attention' else published).timing.median / ours.timing.median:.1f}x"
+
+    lines = [
+        [label, *(cell(width, batch, backward, what) for width, batch in shapes)]
+        for label, backward, what in (
+            (f"{OURS}, forward: times faster than the best SDPA", False, "attention"),
+            (f"... than the published operator ({PUBLISHED})", False, "published"),
+            ("... its peak memory / the best SDPA's", False, "memory"),
+            ("forward + backward: times faster than the best SDPA", True, "attention"),
+            ("... its peak memory / the best SDPA's", True, "memory"),
+        )
+    ]
+    return report.markdown_table(["", *(f"{width} px b{batch}" for width, batch in shapes)], lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,149 @@
+"""Several benchmarks in one run, written as one Markdown page with figures, and one JSON file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import SdHyenaError
+from . import figures, report
+from .image import ImageRow
+from .kinds import KINDS, Shape, latent_cells
+from .machine import describe, machine
+from .measure import Limits, Row, check, measure, measure_sizes
+from .memory import CALL_METHOD, RUN_METHOD
+
+
+class Suite:
+    """Collects sections; :meth:`write` puts them under ``stem``: STEM.md, STEM.json, STEM-*.png and .svg.
+
+    A section that fails is reported in its place and in ``failures``; the others still run.
+    """
+
+    def __init__(
+        self, stem: str, title: str, command: str, device: str, dtype: torch.dtype, say: Callable[[str], None]
+    ):
+        self.stem, self.title, self.command, self.say = stem, title, command, say
+        self.device, self.dtype = torch.device(device), dtype
+        self.facts = machine(device)
+        self.rows: list[Row] = []
+        self.records: list[dict[str, Any]] = []
+        self.failures: list[str] = []
+        self._pages: list[str] = []
+        self._started = time.perf_counter()
+
+    def shape(self, width: int, batch: int) -> Shape:
+        """IN01 of Stable Diffusion 1.x for square pictures, its Hyena layers made for 512 px."""
+        cells = latent_cells(width)
+        return Shape(320, 8, cells, cells, batch, self.dtype, self.device, (64, 64))
+
+    def section(self, heading: str, run: Callable[[], str], *, first: bool = False) -> None:
+        """Adds ``run()``'s Markdown under ``heading``, at the end or, with ``first``, before all others."""
+        self.say(f"{heading} ({time.perf_counter() - self._started:.0f} s so far)")
+        try:
+            text = run()
+        except (SdHyenaError, RuntimeError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            self.failures.append(f"{heading}: {reason}")
+            self.say(f"FAILED: {reason}")
+            text = f"**Failed**: {reason}\n"
+        self._pages.insert(0 if first else len(self._pages), f"## {heading}\n\n{text}")
+        self.write()
+
+    def correctness(self, kinds: Sequence[str], grids: Sequence[tuple[int, int]], dtypes: Sequence[torch.dtype]) -> str:
+        """Holds every kind to its definition, gradients included, at odd and non-square grids."""
+        lines = []
+        for name in kinds:
+            if missing := KINDS[name].missing(self.device, self.dtype):
+                lines.append([name, *["-"] * len(dtypes), f"not available: {missing}"])
+                continue
+            cells = []
+            for dtype in dtypes:
+                errors = [
+                    check(name, Shape(32, 4, h, w, 2, dtype, self.device, (8, 8)), backward=True) for h, w in grids
+                ]
+                cells.append(f"{max(errors):.0e}")
+            lines.append([name, *cells, ""])
+        headings = ["kind", *(str(d).removeprefix("torch.") for d in dtypes), ""]
+        sizes = ", ".join(f"{h}x{w}" for h, w in grids)
+        intro = f"Largest relative RMS error of output and input gradient over grids of {sizes} cells.\n\n"
+        return intro + report.markdown_table(headings, lines)
+
+    def layer(self, width: int, batch: int, kinds: Sequence[str], limits: Limits, *, backward: bool = False) -> str:
+        """All ``kinds`` at one size, with a figure."""
+        rows = measure(self.shape(width, batch), (width, width), kinds, limits, backward=backward)
+        self._keep(rows)
+        what = "forward + backward" if backward else "forward"
+        name = f"layer{'-backward' if backward else ''}-{width}-b{batch}"
+        title = f"one layer, {width}x{width} px, 320 channels, batch {batch}, {self._dtype_name}, {what}"
+        table = report.markdown_table(*report.layer_lines(rows))
+        return f"{self._figure(name, title, figures.plot_layer, rows)}{table}\n{self._foot(rows)}"
+
+    def sizes(self, widths: Sequence[int], kinds: Sequence[str], limits: Limits) -> str:
+        """All ``kinds`` by image width, batch 1, with a figure and the crossovers."""
+        rows = measure_sizes(
+            lambda width: self.shape(width, 1),
+            widths,
+            kinds,
+            limits,
+            report=lambda rows: self.say(f"  {rows[0].width} px done"),
+        )
+        self._keep(rows)
+        title = f"one layer by image size, 320 channels, batch 1, {self._dtype_name}, forward"
+        crossovers = report.crossover_lines(rows)
+        return (
+            self._figure("sizes", title, figures.plot_sizes, rows)
+            + "Milliseconds, and the best attention's time over this one's:\n\n"
+            + report.markdown_table(*report.size_lines(rows))
+            + "\nPeak memory beyond input and weights, MiB:\n\n"
+            + report.markdown_table(*report.memory_lines(rows))
+            + "".join(["\n", *(f"- {line}\n" for line in crossovers)])
+            + f"\n{self._foot(rows)}"
+        )
+
+    def image(self, name: str, title: str, rows: Sequence[ImageRow]) -> str:
+        """A whole generation, with a figure."""
+        self.records += [{"section": name} | row.record() for row in rows]
+        return (
+            self._figure(name, title, figures.plot_image, rows)
+            + report.markdown_table(*report.image_lines(rows))
+            + "\nSelf-attention layers, ms per step (*: Hyena):\n\n"
+            + report.markdown_table(*report.image_layer_lines(rows))
+            + f"\n{report.checked(rows)} Memory: {RUN_METHOD[self.device.type]}.\n"
+        )
+
+    def write(self) -> None:
+        """Writes what there is so far, so that an interruption loses little."""
+        seconds = time.perf_counter() - self._started
+        head = (
+            f"# {self.title}\n\n{describe(self.facts)}, {self.facts['date']}; {seconds:.0f} s.\n\n`{self.command}`\n\n"
+        )
+        head += (
+            "Whole layers with their projections, medians of interleaved calls. Ratio: the best attention's median "
+            f"over this one's. Memory: {CALL_METHOD[self.device.type]}.\n\n"
+        )
+        report.write_text(self.stem + ".md", head + "\n".join(self._pages))
+        document = {"title": self.title, "machine": self.facts, "command": self.command, "rows": self.records}
+        report.write_text(self.stem + ".json", report.to_json(document))
+
+    @property
+    def _dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def _keep(self, rows: Sequence[Row]) -> None:
+        self.rows += rows
+        self.records += [row.record() for row in rows]
+
+    def _figure(self, name: str, title: str, plot: Callable[..., None], rows: Sequence[Any]) -> str:
+        paths = [Path(f"{self.stem}-{name}{suffix}") for suffix in (".png", ".svg")]
+        plot(rows, f"{title}\n{describe(self.facts)}, {self.facts['date']}", *paths)
+        return f"![{title}]({paths[0].name})\n\n"
+
+    @staticmethod
+    def _foot(rows: Sequence[Row]) -> str:
+        lines = [report.checked(rows), *(f"- {line}" for line in report.skipped(rows))]
+        return "\n".join([lines[0], "", *lines[1:]]).rstrip() + "\n"
