@@ -16,8 +16,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# BENCH=--full adds forward and backward at 2048 px.
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/cpu_suite.py
+	$(BIN)/python benchmarks/cpu_suite.py $(BENCH)
 
 # torch first and on its own, so that a CPU build found by pip's own configuration satisfies what follows.
 $(VENV)/installed: pyproject.toml constraints.txt

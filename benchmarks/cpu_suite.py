@@ -1,4 +1,6 @@
-"""The CPU benchmarks in about six minutes: ``make bench``. Writes benchmarks/results/cpu.md, .json and figures.
+"""The CPU benchmarks in about five minutes: ``make bench``. Writes benchmarks/results/cpu.md, .json and figures.
+
+``--full`` adds what takes attention minutes: forward and backward at 2048 px.
 
 Two settings per figure that the project is held to: the time and memory of one layer at 512 px (batch 2),
 1024 px and 2048 px, forward and with backward, and a whole generation of the bundled model at 1024 px.
@@ -20,8 +22,8 @@ from sd_hyena.benchmark.settings import ALL_KINDS, GROUPS, ImageSettings
 from sd_hyena.benchmark.suite import Suite
 
 OURS, PUBLISHED = "hyena2d-full-mean", "hyena-causal"
-BRIEF = [kind for kind in ALL_KINDS if kind in (*GROUPS["sdp"], "linear", PUBLISHED, OURS, "hyena2d-full-linear")]
-BY_SIZE = [kind for kind in ALL_KINDS if kind in (*BRIEF, *GROUPS["peers"], "projections") and kind != "sdp-math"]
+BRIEF = [kind for kind in ALL_KINDS if kind in (*GROUPS["sdp"][1:], "linear", PUBLISHED, OURS, "hyena2d-full-linear")]
+BY_SIZE = [kind for kind in ALL_KINDS if kind in (*BRIEF, "hypertile", "projections")]
 SHAPES = ((512, 2), (1024, 1), (2048, 1))  # px, batch
 
 
@@ -29,11 +31,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "cpu"), help="STEM of the files")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to try the script")
+    parser.add_argument("--full", action="store_true", help="forward and backward at 2048 px too: four minutes more")
     args = parser.parse_args()
     shapes, image = (((64, 2), (128, 1)), 128) if args.quick else (SHAPES, 1024)
-    command = "python benchmarks/cpu_suite.py" + (" --quick" if args.quick else "")
+    command = "python benchmarks/cpu_suite.py" + (" --quick" if args.quick else "") + (" --full" if args.full else "")
     suite = Suite(args.out, "CPU: one layer, and a whole generation", command, "cpu", torch.float32, print)
-    few = Limits(repeats=9, budget=8, max_seconds=90)
+    few = Limits(repeats=9, budget=6, max_seconds=90)
     widths = [64, 128] if args.quick else [256, 512, 768, 1024, 2048]
     first, batch = shapes[0]
 
@@ -41,8 +44,8 @@ def main() -> int:
     suite.section(
         f"Every kind at {first} px, batch {batch}", lambda: suite.layer(first, batch, list(ALL_KINDS), Limits(9, 12))
     )
-    for width, count in shapes:
-        limits = Limits(repeats=7, budget=8, max_seconds=400)
+    for width, count in shapes if args.full or args.quick else shapes[:-1]:
+        limits = Limits(repeats=7, budget=6, max_seconds=400)
         suite.section(
             f"Forward and backward at {width} px, batch {count}",
             lambda width=width, count=count, limits=limits: suite.layer(width, count, BRIEF, limits, backward=True),

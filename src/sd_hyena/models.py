@@ -215,10 +215,12 @@ def random_pipeline(architecture: str, device: str = "cpu", dtype: torch.dtype |
 
     folder = CONFIGS / {"sd15": "sd1"}.get(architecture, architecture)
     torch.manual_seed(0)
-    with torch.device(device):
+    with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(json.loads((folder / "unet" / "config.json").read_text()))
         vae = AutoencoderKL.from_config(json.loads((CONFIGS / "sd1" / "vae" / "config.json").read_text()))
-    parts = {"unet": unet.to(dtype), "vae": vae.to(dtype), "scheduler": EulerDiscreteScheduler()}
+    for model in (unet, vae):
+        _fill_at_random(model.to(dtype).to_empty(device=device))
+    parts = {"unet": unet, "vae": vae, "scheduler": EulerDiscreteScheduler()}
     encoders = {"text_encoder": None, "tokenizer": None, "feature_extractor": None}
     text = {
         name: torch.randn(1, 77, unet.config.cross_attention_dim, device=device, dtype=dtype)
@@ -234,3 +236,15 @@ def random_pipeline(architecture: str, device: str = "cpu", dtype: torch.dtype |
     for module in (pipe.unet, pipe.vae):
         module.eval().requires_grad_(False)
     return pipe, text
+
+
+def _fill_at_random(model: torch.nn.Module) -> None:
+    """Weights that keep activations at their size; norms start as the identity."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+            else:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)

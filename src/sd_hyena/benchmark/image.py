@@ -101,8 +101,9 @@ def hyena_entry(name: str, load: Callable[[Any], list[str]]) -> Entry:
     return Entry(name, "hyena", prepare)
 
 
-def untrained(targets: Sequence[Target], sample_size: int, form: str, branch: str) -> dict[str, nn.Module]:
-    """Hyena2D operators as they would be made for layers of a model whose latents are ``sample_size`` square."""
+def untrained(targets: Sequence[Target], sample_size: int, form: str, **choices: Any) -> dict[str, nn.Module]:
+    """Hyena2D operators as they would be made for layers of a model whose latents are ``sample_size`` square;
+    ``choices`` are fields of ``OperatorConfig``."""
     operators = {}
     for target in targets:
         config = OperatorConfig(
@@ -111,8 +112,8 @@ def untrained(targets: Sequence[Target], sample_size: int, form: str, branch: st
             inner_dim=target.inner_dim if form == "core" else 0,
             attention_heads=target.heads,
             form=form,
-            global_branch=branch,
             in_bias=False,
+            **choices,
         )
         operators[target.name] = config.build()
     return operators

@@ -254,7 +254,7 @@ _BACKENDS = {
 KINDS = {
     kind.name: kind
     for kind in (
-        _attention("naive", softmax_attention, matrices=3),
+        _attention("naive", lambda q, k, v: softmax_attention(q, k, v), matrices=3),
         _attention("sdp-math", _sdp(SDPBackend.MATH), matrices=3),
         *(_attention(name, _sdp(backend)) for name, backend in _BACKENDS.items()),
         _attention("xformers", _xformers),

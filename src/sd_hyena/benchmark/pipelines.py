@@ -36,7 +36,7 @@ def prepare(settings: ImageSettings) -> tuple[Any, list[Entry], Callable[[int], 
         pipe = load_pipeline(locate(settings.model), settings.device, dtype)
         text = {"prompt": [PROMPT] * settings.num_images}
     entries = [attention_entry(name) for name in settings.attentions()]
-    entries += [_from_files(files, settings.target) for files in settings.entries()]
+    entries += [_from_files(files, settings) for files in settings.entries()]
     if not settings.entries():
         entries.append(_untrained(pipe, settings))
     for entry in entries:  # all of them fit before the first is timed
@@ -58,11 +58,13 @@ def prepare(settings: ImageSettings) -> tuple[Any, list[Entry], Callable[[int], 
     return pipe, entries, generate
 
 
-def _from_files(files: list[str], target: str) -> Entry:
+def _from_files(files: list[str], settings: ImageSettings) -> Entry:
+    scaling = None if settings.scaling == "file" else settings.scaling
+
     def attach(pipe: Any) -> list[str]:
         replaced: list[str] = []
         for file in files:
-            replaced += load_hyena(pipe, file, target or None)
+            replaced += load_hyena(pipe, file, settings.target or None, scaling)
         if len(set(replaced)) < len(replaced):
             raise UsageError(f"{'+'.join(files)}: a layer is in more than one of the stacked files")
         return replaced
@@ -75,7 +77,8 @@ def _untrained(pipe: Any, settings: ImageSettings) -> Entry:
     targets = select(find_targets(pipe.unet), settings.target or "high")
     size, form, branch = pipe.unet.config.sample_size, settings.form, settings.global_branch
     torch.manual_seed(0)
-    operators = untrained(targets, size, form, branch)
+    scaling = "stretch" if settings.scaling == "file" else settings.scaling
+    operators = untrained(targets, size, form=form, global_branch=branch, scaling=scaling)
 
     def attach(pipe: Any) -> list[str]:
         patch.attach(pipe.unet, operators)

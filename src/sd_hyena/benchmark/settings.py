@@ -144,6 +144,9 @@ class ImageSettings(_Common):
     target: str = option("", "layers to replace; with random weights, by untrained Hyena layers", short="-t")
     form: str = option("full", "of those untrained layers", choices=("full", "core"))
     global_branch: str = option("mean", "of those untrained layers", choices=("none", "mean", "linear"))
+    scaling: str = option(
+        "file", "how filters grow to larger images; file: as trained", choices=("file", "extend", "stretch")
+    )
     attention: str = option("sdpa", "comma list of the attentions to compare with: sdpa, naive, xformers")
     width: int = option(512, "image width in px", short="-W")
     height: int = option(512, "image height in px", short="-H")

@@ -1,0 +1,104 @@
+"""Skipping, timing in turns, memory, crossovers, comparing with an earlier run."""
+
+import time
+
+import pytest
+import torch
+
+from sd_hyena.benchmark import measure, memory, report
+from sd_hyena.benchmark.kinds import Shape
+from sd_hyena.benchmark.measure import Limits, Row, crossover, measure_sizes
+from sd_hyena.benchmark.timing import Timing, interleaved
+
+CPU = torch.device("cpu")
+
+
+def shape_at(width):
+    return Shape(16, 2, width // 8, width // 8, 1, torch.float32, CPU, (8, 8))
+
+
+def row(width, kind, ms, ratio, **rest):
+    return Row(width, width, 1, kind, "hyena", False, timing=Timing(ms, ms, ms, 3), ratio=ratio, **rest)
+
+
+def test_a_kind_that_would_take_too_long_is_skipped_with_a_line(monkeypatch):
+    rows = measure_sizes(shape_at, [64, 128], ["sdp-math", "hyena2d-full-mean"], Limits(2, 0.1, max_seconds=60))
+    assert all(r.timing and r.ratio and r.peak_bytes and r.error is not None for r in rows)
+    tight = Limits(2, 0.1, max_seconds=1e-6)
+    rows = measure_sizes(shape_at, [64, 128], ["sdp-math", "hyena2d-full-mean"], tight)
+    assert [bool(r.timing) for r in rows] == [True, True, False, False]
+    assert "over the limit" in rows[2].note
+    assert report.skipped(rows)[0].startswith("sdp-math at 128 px: skipped")
+
+
+def test_what_would_not_fit_is_skipped_with_a_line(monkeypatch):
+    monkeypatch.setattr(measure, "free_memory", lambda device: 10_000)
+    rows = measure_sizes(shape_at, [64], ["naive", "hyena2d-full-mean"], Limits(1, 0))
+    assert "GiB are free" in rows[0].note
+    assert rows[1].timing
+
+
+def test_the_best_attention_is_the_fastest_one():
+    rows = measure_sizes(shape_at, [128], ["naive", "sdp-math", "linear"], Limits(5, 0.2))
+    best = [r for r in rows if r.best]
+    assert len(best) == 1
+    assert best[0].family == "attention"
+    assert best[0].ratio == 1
+    assert all(r.ratio == pytest.approx(best[0].timing.median / r.timing.median) for r in rows)
+
+
+def test_a_slow_call_is_made_once():
+    rows = measure_sizes(shape_at, [64], ["naive", "linear"], Limits(9, 0.1, single_seconds=0))
+    assert all(r.timing.repeats == 1 and r.note == "one call, without warm-up" for r in rows)
+
+
+def test_turns_leave_time_for_the_quick():
+    order = []
+
+    def call(name, seconds):
+        def run():
+            order.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    timings = interleaved({"slow": call("slow", 0.05), "quick": call("quick", 0.001)}, CPU, 20, 0.2)
+    assert order[:4] == ["slow", "quick", "slow", "quick"]
+    assert 2 <= timings["slow"].repeats <= 4
+    assert timings["quick"].repeats == 20
+    assert timings["slow"].median > 20 * timings["quick"].median / 10
+    assert interleaved({}, CPU, 3, 1) == {}
+
+
+def test_peak_memory_of_a_call_is_what_it_held_at_once():
+    def call():
+        first = torch.empty(2**20)
+        second = torch.empty(2**20)
+        del first
+        return torch.empty(2**18), second
+
+    peak, _ = memory.peak_of_call(call, CPU)
+    assert peak == 2 * 4 * 2**20
+
+
+def test_peak_memory_of_a_run_starts_anew():
+    peak = memory.PeakOfRun(CPU)
+    big = torch.ones(2**26)
+    peak.reset()
+    with_big = peak.peak()
+    del big
+    peak.reset()
+    assert peak.peak() < with_big - 2**27
+
+
+def test_crossover():
+    rows = [row(w, "x", 1.0, ratio) for w, ratio in ((256, 1.2), (512, 0.9), (768, 1.1), (1024, 3.0))]
+    assert crossover(rows, "x") == 768
+    assert crossover([row(256, "x", 1.0, 0.5)], "x") is None
+    assert report.crossover_lines(rows) == ["x: faster than attention from 768 px"]
+
+
+def test_comparison_matches_rows_of_the_same_shape():
+    old = [row(256, "x", 4.0, 1.0).record(), row(512, "x", 9.0, 2.0).record()]
+    new = [row(256, "x", 2.0, 3.0).record(), row(512, "y", 1.0, 1.0).record()]
+    assert report.compare_records(old, new) == [["x, 256x256 px", "4.0", "2.0", "2.00x", "1.00x", "3.00x"]]
