@@ -25,7 +25,7 @@ class Window(nn.Module):
 
     def forward(self, distance: Tensor, channels: Tensor | slice = slice(None)) -> Tensor:
         """(C, *shape) from distances of that shape."""
-        return torch.exp(-self.rate[channels].to(distance.dtype).abs()[:, None, None] * distance)
+        return (-self.rate[channels].to(distance.dtype).abs()[:, None, None] * distance).exp_()
 
 
 class ImplicitFilter2d(nn.Module):
@@ -102,7 +102,8 @@ class ImplicitFilter2d(nn.Module):
             y, x = self._axes(grid)
             window = self.window(torch.sqrt(y[rows, None] ** 2 + x**2), channels)
             amplitude = self._amplitude(grid)
-            return self._linear(self.head, hidden[:, rows].flatten(1), channels, amplitude).view_as(window) * window
+            taps = self._linear(self.head, hidden[:, rows].flatten(1), channels, amplitude).view_as(window)
+            return taps * window if torch.is_grad_enabled() else taps.mul_(window)
 
     def _axes(self, grid: tuple[int, int]) -> list[Tensor]:
         """Offsets per axis in units of the extent. At least float32: half-precision coordinates cannot

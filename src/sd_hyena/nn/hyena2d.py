@@ -20,8 +20,7 @@ GLOBAL_BRANCHES = ("none", "mean", "linear")
 Projection = Callable[[Tensor], Tensor]
 Convolution = Callable[[Tensor, int, slice], Tensor]
 GROUP = {"cpu": 11 * 2**17, "other": 2**28}  # elements between the projections that are mixed at once
-KEPT_CELLS = 128 * 128  # of larger grids nothing is kept between calls
-SMALL_CELLS = 64 * 64  # of smaller grids everything is
+SMALL_CELLS = 64 * 64  # of smaller grids all spectra are kept between calls
 MEMORY = 4.8  # times its input that a layer may take at inference, what is kept included
 
 
@@ -284,13 +283,10 @@ class Hyena2D(nn.Module):
 
         channels: worked on at once; chunk_bytes: what they take, besides their spectra, while they are.
         """
-        cells = grid[0] * grid[1]
-        if cells > KEPT_CELLS:
-            return MemoryPlan(0, False)
         columns, rows = long_conv.spectrum_shape(grid, self.filter.radius(grid))
         each = 8 * columns * rows * (self.order - 1)
         free = int((MEMORY - 1) * input_bytes) - chunk_bytes
-        if cells < SMALL_CELLS or each * self.inner_dim <= free:
+        if grid[0] * grid[1] < SMALL_CELLS or each * self.inner_dim <= free:
             return MemoryPlan(each * self.inner_dim, False)
         ry, rx = self.filter.radius(grid)
         hidden = 4 * (2 * ry + 1) * (2 * rx + 1) * self.filter.head.in_features

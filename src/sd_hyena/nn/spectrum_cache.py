@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+
+LIMIT = 2**30  # bytes that all layers of a process keep together
 
 
 class SpectrumCache:
     """Spectra, and what they are made from, by key; all dropped as soon as a parameter they depend on is
     replaced, moved or changed in place.
 
-    It lives outside the module's buffers, so it never reaches a saved file.
+    Nothing is kept beyond ``LIMIT`` over all layers. It lives outside the module's buffers, so it never
+    reaches a saved file.
     """
 
     def __init__(self) -> None:
+        _caches.add(self)
         self._state: Hashable = None
         self._entries: dict[tuple, Tensor] = {}
 
@@ -28,17 +33,23 @@ class SpectrumCache:
             return self._entries[key]
         with torch.no_grad():
             spectrum = compute()
-        if keep:
+        if keep and sum(cache.nbytes() for cache in _caches) + _size(spectrum) <= LIMIT:
             self._entries[key] = spectrum
         return spectrum
 
     def nbytes(self, kind: str | None = None) -> int:
         """Bytes held, or those whose keys begin with ``kind``."""
-        kept = (t for key, t in self._entries.items() if kind is None or key[0] == kind)
-        return sum(t.numel() * t.element_size() for t in kept)
+        return sum(_size(t) for key, t in self._entries.items() if kind is None or key[0] == kind)
 
     def __deepcopy__(self, memo: dict) -> SpectrumCache:
         return SpectrumCache()
 
     def __reduce__(self) -> tuple:
         return (SpectrumCache, ())
+
+
+_caches: WeakSet[SpectrumCache] = WeakSet()
+
+
+def _size(t: Tensor) -> int:
+    return t.numel() * t.element_size()
