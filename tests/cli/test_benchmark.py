@@ -65,10 +65,11 @@ def test_layer(tmp_path, capsys):
 def test_sizes_crossover_and_comparison(tmp_path, capsys):
     stem = tmp_path / "sizes"
     options = ["benchmark", "sizes", *SMALL, "--kinds", "sdp-math,hyena2d", "--scaling", "extend", "--threads", "1"]
+    threads = torch.get_num_threads()
     try:
         assert main([*options, "--widths", "128,64", "--backward", "--out", str(stem)]) == 0
     finally:
-        torch.set_num_threads(2)
+        torch.set_num_threads(threads)
     document = written(stem, 14)
     assert "--scaling extend" in document["command"]
     assert [row["width"] for row in document["rows"]] == [64] * 7 + [128] * 7
