@@ -2,7 +2,8 @@
 
 Checks every kind against its definition, runs the layer, size and image benchmarks at the original's
 settings (batch 8 at 512 px in fp16; batch 1 from 256 to 4096 px; the 2048 px generation on random SD 1.5
-weights), and writes STEM.md, STEM.json and figures. Without diffusers the generation is left out.
+weights), and writes STEM.md, STEM.json and figures. Needs torch; without diffusers the generation is left out,
+without matplotlib the figures are. Where sd-hyena is not installed: ``PYTHONPATH=src python benchmarks/gpu_suite.py``.
 """
 
 from __future__ import annotations

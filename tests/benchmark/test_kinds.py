@@ -19,7 +19,7 @@ def shape(grid=(10, 12), dtype=torch.float32, batch=2):
 
 
 def available(kind):
-    if reason := KINDS[kind].missing(CPU, torch.float32):
+    if reason := KINDS[kind].missing(shape()):
         pytest.skip(f"{kind}: {reason}")
 
 

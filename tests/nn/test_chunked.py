@@ -45,7 +45,7 @@ def test_chunks_add_up_to_the_definition(grid, branch, order, choices, limits, m
     monkeypatch.setattr(
         operator,
         "channel_groups",
-        lambda _: [slice(0, 12), slice(12, 24)] if operator.inner_dim == 24 else [slice(0, 8), slice(8, 16)],
+        lambda *_, **__: [slice(0, 12), slice(12, 24)] if operator.inner_dim == 24 else [slice(0, 8), slice(8, 16)],
     )
     x = torch.randn(3, grid[0] * grid[1], 16)
     expected = definition(operator, x, grid)
@@ -94,7 +94,7 @@ def test_training_in_groups_gives_the_same_gradients(monkeypatch):
     results = []
     for groups in ([slice(0, 16)], [slice(0, 8), slice(8, 16)]):
         model = copy.deepcopy(operator)
-        monkeypatch.setattr(model, "channel_groups", lambda _, groups=groups: groups)
+        monkeypatch.setattr(model, "channel_groups", lambda *_, groups=groups, **__: groups)
         leaf = x.clone().requires_grad_()
         y = model(leaf, (5, 7))
         y.square().sum().backward()
@@ -118,7 +118,7 @@ def test_kept_bytes_stay_within_the_plan(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(hyena2d, "SMALL_CELLS", 0)
     operator = trained(global_branch="mean")
-    monkeypatch.setattr(operator, "channel_groups", lambda _: [slice(0, 8), slice(8, 16)])
+    monkeypatch.setattr(operator, "channel_groups", lambda *_, **__: [slice(0, 8), slice(8, 16)])
     x, held = torch.randn(8, 256, 16), []
     expected = definition(operator, x, (16, 16))
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_other_devices_path_keeps_spectra_too(order, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(chunked, "suits", lambda *_: False)
     operator = trained(order=order)
-    monkeypatch.setattr(operator, "channel_groups", lambda _: [slice(0, 8), slice(8, 16)])
+    monkeypatch.setattr(operator, "channel_groups", lambda *_, **__: [slice(0, 8), slice(8, 16)])
     x = torch.randn(2, 35, 16)
     expected = definition(operator, x, (5, 7))
     with torch.no_grad():

@@ -15,7 +15,7 @@ GRIDS = [(1, 1), (1, 7), (5, 3), (7, 7), (8, 8), (13, 4), (17, 11), (9, 23)]
 def test_long_conv2d_equals_definition(grid, reach, step, monkeypatch):
     """Whatever is transformed together: one plane, some channels of an image, or several images."""
     monkeypatch.setitem(long_conv.STEP, "cpu", step)
-    monkeypatch.setattr(long_conv, "BAND", step)
+    monkeypatch.setitem(long_conv.BAND, "cpu", step)
     torch.manual_seed(0)
     ry, rx = min(reach, grid[0] - 1), min(reach, grid[1] - 1)
     inputs = torch.randn(3, 5, *grid), torch.randn(5, 2 * ry + 1, 2 * rx + 1), torch.randn(5), torch.randn(5)
@@ -49,7 +49,7 @@ def test_long_conv2d_gives_only_the_gradients_that_are_wanted(wanted):
 
 
 def test_a_spectrum_can_be_made_from_rows_as_they_come(monkeypatch):
-    monkeypatch.setattr(long_conv, "BAND", 3 * 9 * 2)
+    monkeypatch.setitem(long_conv.BAND, "cpu", 3 * 9 * 2)
     k, bias, gain = torch.randn(3, 7, 9), torch.randn(3), torch.randn(3)
     asked = []
 

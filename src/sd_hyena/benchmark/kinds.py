@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -214,12 +214,14 @@ class Kind:
     scratch: Callable[[Shape], int] = lambda shape: 0
     power: float = 1.1
 
-    def missing(self, device: torch.device, dtype: torch.dtype) -> str:
-        """Why it cannot run here at all, in a few words, or ""; found by running it small."""
-        shape = Shape(32, 2, 4, 4, 1, dtype, device, (4, 4))
+    def missing(self, shape: Shape) -> str:
+        """Why it cannot run at all on this device, in this type, with these heads, in a few words, or "";
+        found by running it on a small grid."""
+        small = replace(shape, height=8, width=8, batch=1, extent=(8, 8))
+        x = torch.randn(1, 64, shape.dim, device=shape.device, dtype=shape.dtype)
         try:
             with torch.no_grad():
-                self.build(shape).to(device, dtype)(torch.randn(1, 16, 32, device=device, dtype=dtype), (4, 4))
+                self.build(small).to(shape.device, shape.dtype)(x, small.size)
         except ImportError as error:
             return f"{error.name or error} is not installed"
         except (RuntimeError, ValueError, NotImplementedError) as error:

@@ -136,7 +136,7 @@ def check(kind: str, shape: Shape, *, backward: bool = False) -> float:
 
 
 def _reason_to_skip(kind: Kind, shape: Shape, limits: Limits, backward: bool, seconds: float) -> str:
-    missing = kind.missing(shape.device, shape.dtype)
+    missing = kind.missing(shape)
     if missing:
         return f"not available: {missing}"
     needed, free = kind.scratch(shape) * (2 if backward else 1), free_memory(shape.device)

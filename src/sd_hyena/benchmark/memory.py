@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ CALL_METHOD = {
     "cuda": "torch.cuda.max_memory_allocated during a call, above what was allocated before it",
 }
 RUN_METHOD = {
-    "cpu": "peak resident memory of the process (VmHWM, reset before each picture)",
+    "cpu": "peak resident memory of the process (VmHWM, reset before each picture, free memory returned first)",
     "cuda": "torch.cuda.max_memory_allocated of the process",
 }
 
@@ -52,7 +54,9 @@ class PeakOfRun:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
-        with contextlib.suppress(OSError):
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # else memory freed long ago still counts
             Path("/proc/self/clear_refs").write_text("5")
 
     def peak(self) -> int:

@@ -64,7 +64,7 @@ class ImplicitFilter2d(nn.Module):
         """The MLP's last hidden layer at every offset, (order, 2 ry + 1, 2 rx + 1), shared by all channels."""
         with torch.autocast(self.head.weight.device.type, enabled=False):
             y, x = self._axes(grid)
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() or y.device.type != "cpu":
                 return self._mlp(y, x)
             hidden = y.new_empty(len(self.head.weight[0]), len(y), len(x))
             for band in torch.arange(len(y)).split(max(1, BAND // len(x))):  # in cache, band by band

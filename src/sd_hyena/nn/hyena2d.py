@@ -147,7 +147,7 @@ class Hyena2D(nn.Module):
         between calls only the layer's input and the result exist whole.
         """
         cells, elements = len(x) * size[0] * size[1], GROUP["cpu" if x.device.type == "cpu" else "other"]
-        groups = self.channel_groups(elements // (cells * (self.order + 1)))
+        groups = self.channel_groups(elements // (cells * (self.order + 1)), least=32)
         project = chunked.input_projection(inputs, x.unflatten(1, size), self.inner_dim)
 
         def mix(channels: slice, convolve: Convolution) -> Tensor:
@@ -221,11 +221,11 @@ class Hyena2D(nn.Module):
         heads = [t.unflatten(1, (-1, width)).flatten(3) for t in (q * width**-0.25, k * width**-0.25, u)]
         return attention(*heads).reshape(u.shape)
 
-    def channel_groups(self, channels: int) -> list[slice]:
-        """Even, consecutive groups of at most that many channels, but at least a head (or 40, SD1.x's), and whole
-        heads where the ``linear`` branch needs them."""
+    def channel_groups(self, channels: int, least: int = 40) -> list[slice]:
+        """Even, consecutive groups of at most that many channels, but at least ``least``, and of whole heads
+        where the ``linear`` branch needs them."""
         unit = self.inner_dim // self.attention_heads if self.global_branch == "linear" else 8
-        most = max(channels, 40) // unit * unit or unit
+        most = max(channels, least) // unit * unit or unit
         size = -(-self.inner_dim // -(-self.inner_dim // most) // unit) * unit
         return [slice(c, min(c + size, self.inner_dim)) for c in range(0, self.inner_dim, size)]
 
@@ -266,7 +266,9 @@ class Hyena2D(nn.Module):
                 return self.kernels(grid, index, channels, hidden, band)
 
             shape = count, 2 * ry + 1, 2 * rx + 1
-            made = long_conv.kernel_spectrum(rows, shape, grid, *self.shortcuts(index, channels), out)
+            made = long_conv.kernel_spectrum(
+                rows, shape, grid, *self.shortcuts(index, channels), out, device=hidden.device
+            )
             if not keep:
                 workspace.setdefault(index, made)
             return made

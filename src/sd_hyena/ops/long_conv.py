@@ -24,8 +24,9 @@ from .fft import fast_length, transform_dtype
 
 Rows = Callable[[slice], Tensor]
 
-BAND = 2**18  # kernel taps made and transformed at once
-STEP = {"cpu": 2**18, "other": 2**25}  # padded cells transformed at once; on a CPU, what its caches hold
+# What is done at once; on a CPU, what its caches hold.
+BAND = {"cpu": 2**18, "other": 2**26}  # kernel taps made and transformed
+STEP = {"cpu": 2**18, "other": 2**25}  # padded cells transformed
 
 
 def transform_shape(grid: tuple[int, int], radius: tuple[int, int]) -> tuple[int, int]:
@@ -46,18 +47,19 @@ def kernel_spectrum(
     bias: Tensor | None = None,
     gain: Tensor | None = None,
     out: Tensor | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
     """What :func:`convolve` multiplies with.
 
     k: kernels of ``shape`` (D, 2 ry + 1, 2 rx + 1), centre tap at offset (0, 0), or a function that makes a
-    slice of their rows, so that they need never exist whole; grid: (h, w) they will be applied to; bias,
-    gain: (D,), zero unless given; out: where to put the result. Returns complex (D, n // 2 + 1, m).
+    slice of their rows on ``device``, so that they need never exist whole; grid: (h, w) they will be applied
+    to; bias, gain: (D,), zero unless given; out: where to put the result. Returns complex (D, n // 2 + 1, m).
     """
     (d, height, width), (h, w) = shape, grid
     ry, rx = height // 2, width // 2
     m, n = transform_shape(grid, (ry, rx))
     rows: Rows = (lambda band: k[:, band]) if isinstance(k, Tensor) else k
-    step = max(1, BAND // (d * width))
+    step = max(1, _at_once(BAND, k.device if isinstance(k, Tensor) else device) // (d * width))
     spectrum = out
     for top in range(0, height, step):
         band = rows(slice(top, min(top + step, height))).detach()
@@ -166,11 +168,15 @@ def _inverse(spectrum: Tensor, shape: tuple[int, int], rows: slice, columns: sli
 
 def _steps(b: int, d: int, cells: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """(images, channels) to transform together; all images of some channels before the next channels."""
-    planes = max(1, STEP["cpu" if device.type == "cpu" else "other"] // cells)
+    planes = max(1, _at_once(STEP, device) // cells)
     channels, images = min(planes, d), max(1, min(b, planes // d))
     for c in range(0, d, channels):
         for i in range(0, b, images):
             yield slice(i, min(i + images, b)), slice(c, min(c + channels, d))
+
+
+def _at_once(limits: dict[str, int], device: torch.device | None) -> int:
+    return limits["cpu" if device is None or device.type == "cpu" else "other"]
 
 
 def _planes(u: Tensor) -> Tensor:
