@@ -83,7 +83,17 @@ def test_dependencies_point_one_way():
 
 
 def test_ops_and_nn_need_torch_only():
-    allowed = {"torch", "__future__", "collections", "dataclasses", "functools", "math", "typing", "weakref"}
+    allowed = {
+        "torch",
+        "__future__",
+        "collections",
+        "dataclasses",
+        "functools",
+        "math",
+        "threading",
+        "typing",
+        "weakref",
+    }
     for path in [*(ROOT / "ops").rglob("*.py"), *(ROOT / "nn").rglob("*.py")]:
         foreign = {m.split(".")[0] for m, level in imports(path) if not level} - allowed
         assert not foreign, f"{path.name} imports {foreign}"

@@ -9,6 +9,7 @@ from conftest import assert_close
 from torch import nn
 
 from sd_hyena.nn import Hyena2D, chunked, hyena2d, spectrum_cache
+from sd_hyena.nn.attention import projections_of
 from sd_hyena.nn.hyena2d import MemoryPlan
 
 GRIDS = [(1, 1), (5, 7), (13, 4), (16, 16), (11, 17)]
@@ -79,6 +80,36 @@ def test_projections_need_not_agree_on_having_a_bias():
         assert_close("core", definition(operator, x, (5, 7), layers), operator(x, (5, 7), layers), 3e-5)
 
 
+def test_projections_of_a_core_layer_get_their_gradients():
+    """LoRA on a frozen model: neither the input nor the operator wants a gradient, but a projection does."""
+    torch.manual_seed(0)
+    operator = trained(form="core").requires_grad_(False)
+    layers = [nn.Linear(16, 16).requires_grad_(i == 2) for i in range(4)]
+    operator(torch.randn(1, 35, 16), (5, 7), layers).sum().backward()
+    assert layers[2].weight.grad.abs().sum() > 0
+
+
+def test_a_short_filter_that_is_more_than_its_weights_is_called():
+    torch.manual_seed(0)
+    operator = trained(global_branch="mean")
+    x = torch.randn(2, 35, 16)
+    expected = definition(operator, x, (5, 7))
+    calls = []
+    operator.short_filter.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        assert_close("hooked", expected, operator(x, (5, 7)), 3e-5)
+    assert calls == [1]
+
+
+def test_a_unets_output_projection_is_its_linear_layer():
+    attention = nn.Module()
+    attention.to_q = attention.to_k = attention.to_v = nn.Linear(4, 4)
+    attention.to_out = nn.ModuleList([nn.Linear(4, 4), nn.Dropout(0.0)])
+    assert projections_of(attention)[3] is attention.to_out[0]
+    attention.to_out = nn.ModuleList([nn.Linear(4, 4), nn.Dropout(0.5)]).train()
+    assert isinstance(projections_of(attention)[3], nn.Sequential)
+
+
 def test_hooks_on_a_projection_are_heard():
     operator = trained()
     x, calls = torch.randn(1, 12, 16), []
@@ -106,30 +137,61 @@ def test_training_in_groups_gives_the_same_gradients(monkeypatch):
 def test_what_is_kept_depends_on_what_attention_would_take():
     """All spectra for two images and more; for one, as many as leave the layer below its bound."""
     operator = Hyena2D(320, global_branch="mean")
-    whole, image = 8 * 65 * 128 * 320, 4096 * 320 * 4
-    assert operator.plan_memory((64, 64), 2 * image, 40, 2**22) == MemoryPlan(whole, False)
+    image = 4096 * 320 * 4
+    assert operator.plan_memory((64, 64), 2 * image, 40, 2**22) == MemoryPlan(320, False)
     alone = operator.plan_memory((64, 64), image, 40, 2**22)
     assert alone.keep_hidden
-    assert 0 < alone.kept_bytes < whole
-    assert not operator.plan_memory((32, 32), image // 4, 320, 2**22).keep_hidden
+    assert 0 < alone.channels < 320
+    assert operator.plan_memory((32, 32), image // 4, 320, 2**22) == MemoryPlan(320, False)
 
 
-def test_kept_bytes_stay_within_the_plan(monkeypatch):
+def counted(operator, monkeypatch):
+    """How many kernel taps are made, as they are made."""
+    made, right = [], operator.kernels
+
+    def kernels(*args):
+        taps = right(*args)
+        made.append(taps.numel())
+        return taps
+
+    monkeypatch.setattr(operator, "kernels", kernels)
+    return made
+
+
+def test_kept_spectra_are_not_made_again_whatever_the_batch(monkeypatch):
+    """Groups depend on the batch; what is kept must serve every batch, and grow with it."""
     torch.manual_seed(0)
     monkeypatch.setattr(hyena2d, "SMALL_CELLS", 0)
+    monkeypatch.setattr(chunked, "CHUNK", 2**30)
     operator = trained(global_branch="mean")
-    monkeypatch.setattr(operator, "channel_groups", lambda *_, **__: [slice(0, 8), slice(8, 16)])
-    x, held = torch.randn(8, 256, 16), []
-    expected = definition(operator, x, (16, 16))
+    groups = {1: [slice(0, 6), slice(6, 12), slice(12, 16)], 4: [slice(0, 8), slice(8, 16)]}
+    made, whole = counted(operator, monkeypatch), 16 * 31 * 31
+    for batch, channels, taps in ((1, 6, whole), (1, 6, 10 * 961), (4, 16, whole), (4, 16, 0), (1, 16, 0)):
+        monkeypatch.setattr(operator, "channel_groups", lambda *_, batch=batch, **__: groups[batch])
+        monkeypatch.setattr(operator, "plan_memory", lambda *_, channels=channels: MemoryPlan(channels, True))
+        x = torch.randn(batch, 256, 16)
+        made.clear()
+        with torch.no_grad():
+            got = operator(x, (16, 16))
+        assert sum(made) == taps
+        made.clear()
+        assert_close(f"batch {batch}", definition(operator, x, (16, 16)), got, 3e-5)
     with torch.no_grad():
-        for factor in (1.0, 2.5, 4.9, 100):
-            monkeypatch.setattr(hyena2d, "MEMORY", factor)
-            for _ in range(2):
-                assert_close(f"memory {factor}", expected, operator(x, (16, 16)), 3e-5)
-            held.append(operator.spectra.nbytes("spectrum"))
-    assert held == sorted(held)
-    assert held[0] == 0
-    assert held[-1] == 8 * 17 * 32 * 16
+        operator(torch.randn(1, 63, 16), (7, 9))
+    assert operator.spectra.nbytes() < 100_000  # the other grid's are gone
+    operator.eval()
+    assert operator.spectra.nbytes() == 0
+
+
+def test_hidden_is_computed_once_a_call(monkeypatch):
+    operator = trained(global_branch="mean")
+    monkeypatch.setattr(operator, "plan_memory", lambda *_: MemoryPlan(0, False))
+    monkeypatch.setattr(operator, "channel_groups", lambda *_, **__: [slice(0, 8), slice(8, 16)])
+    calls, right = [], operator.filter.hidden
+    monkeypatch.setattr(operator.filter, "hidden", lambda grid: calls.append(grid) or right(grid))
+    with torch.no_grad():
+        operator(torch.randn(1, 256, 16), (16, 16))
+    assert calls == [(16, 16)]
 
 
 def test_all_layers_together_keep_no_more_than_the_limit(monkeypatch):

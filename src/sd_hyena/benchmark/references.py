@@ -1,7 +1,8 @@
 """What a layer should return at a few tokens, from the definitions, in float64.
 
-O(L) per token, so it can be asked at the very shape that is timed. Everything here is differentiable, and
-written without the code it checks: no fused kernel, no FFT.
+O(L) per token, so it can be asked at the very shape that is timed. Everything here is differentiable and does
+without what it checks: fused attention, FFTs, kept spectra, chunks and reordered projections. A Hyena layer's
+implicit filter and short filter are its own, in float64; ``tests/nn`` holds those to their formulas.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def hyena2d(
     for channels in model.channel_groups(0):
         parts = [_rows(layer, part, inner, channels, len(inputs) == 1) for part, layer in enumerate(_each(inputs))]
         u = [project(x).transpose(1, 2).unflatten(2, size) for project in parts]
-        x0, x1, v = (model._filter_short(t, part, channels) for part, t in enumerate(u))
+        x0, x1, v = (model.filter_short(t, part, channels) for part, t in enumerate(u))
         g0, g1 = (1 + s[:, channels] * t for s, t in zip(model.gate.weight, (x0, x1), strict=True))
         v = g1 * v
         kernels = model.kernels(size, 0, channels, hidden)

@@ -90,16 +90,13 @@ class HyenaAttention(nn.Module):
 
 def projections_of(attention: nn.Module) -> tuple:
     """(to_q, to_k, to_v, to_out) of an attention module, each callable on (B, L, D)."""
-    to_out = attention.to_out
-    if isinstance(to_out, nn.ModuleList):
-
-        def out(x: Tensor) -> Tensor:
-            for layer in to_out:
-                x = layer(x)
-            return x
-    else:
-        out = to_out
-    return attention.to_q, attention.to_k, attention.to_v, out
+    to_out: Any = attention.to_out
+    if not isinstance(to_out, nn.ModuleList):
+        return attention.to_q, attention.to_k, attention.to_v, to_out
+    active = [layer for layer in to_out if not (isinstance(layer, nn.Dropout) and (layer.p == 0 or not layer.training))]
+    if len(active) == 1:  # what there is to call in evaluation: the linear layer itself
+        return attention.to_q, attention.to_k, attention.to_v, active[0]
+    return attention.to_q, attention.to_k, attention.to_v, nn.Sequential(*active)
 
 
 def is_plain_self_attention(attention: nn.Module) -> bool:

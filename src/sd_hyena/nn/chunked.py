@@ -27,13 +27,17 @@ TRANSFORMS = 2**22  # bytes that the transforms of a few planes take
 BLOCK = 2**12  # tokens whose output projection is computed at once
 
 
-def suits(operator: Hyena2D, x: Tensor) -> bool:
+def suits(operator: Hyena2D, x: Tensor, projections: Sequence[Callable[[Tensor], Tensor]]) -> bool:
     """Whether this path can take the call: no gradient is wanted, and it is the CPU's to do."""
-    wants_gradient = torch.is_grad_enabled() and (
-        x.requires_grad or any(p.requires_grad for p in operator.parameters())
-    )
     plain = is_plain(operator.short_filter, nn.Conv2d) and not torch.is_autocast_enabled("cpu")
-    return x.device.type == "cpu" and plain and not wants_gradient and not torch.compiler.is_compiling()
+    if x.device.type != "cpu" or not plain or torch.compiler.is_compiling():
+        return False
+    if not torch.is_grad_enabled():
+        return True
+    if x.requires_grad or not all(isinstance(layer, nn.Module) for layer in projections):
+        return False  # a function may hold parameters that want a gradient
+    modules: tuple[Any, ...] = (operator, *projections)
+    return not any(p.requires_grad for module in modules for p in module.parameters())
 
 
 def is_plain(layer: Any, kind: type[nn.Module]) -> bool:
@@ -41,7 +45,8 @@ def is_plain(layer: Any, kind: type[nn.Module]) -> bool:
     return (
         type(layer) is kind
         and "forward" not in vars(layer)
-        and not any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks))
+        and type(layer.weight) in (Tensor, nn.Parameter)
+        and not any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks))
     )
 
 
@@ -69,7 +74,8 @@ def forward(
         project = input_projection(inputs, x.unflatten(1, size), operator.inner_dim)
         y = x.new_empty(b, h, w, operator.inner_dim)
         images = max(1, min(b, CHUNK // (cells * parts * operator.inner_dim)))
-        groups, workspace = operator.channel_groups(min(CHUNK, x.numel() // 2) // (cells * parts)), dict[int, Tensor]()
+        groups = operator.channel_groups(min(CHUNK, x.numel() // 2) // (cells * parts))
+        workspace: dict[int | str, Tensor] = {}
         width = groups[0].stop
         projected = cells * parts * width * x.element_size()
         working = projected * (3 if operator.global_branch == "linear" else 2) + TRANSFORMS

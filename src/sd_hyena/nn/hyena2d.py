@@ -21,15 +21,16 @@ Projection = Callable[[Tensor], Tensor]
 Convolution = Callable[[Tensor, int, slice], Tensor]
 GROUP = {"cpu": 11 * 2**17, "other": 2**28}  # elements between the projections that are mixed at once
 SMALL_CELLS = 64 * 64  # of smaller grids all spectra are kept between calls
+KEPT_CELLS = 128 * 128  # off the CPU spectra are kept up to this size
 MEMORY = 4.8  # times its input that a layer may take at inference, what is kept included
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a layer keeps between calls at inference: ``kept_bytes`` of spectra at most, and if those cannot be
-    all, the hidden layer that the others are made from."""
+    """What a layer keeps between calls at inference: the spectra of so many channels, and if those are not all,
+    the hidden layer that the others are made from."""
 
-    kept_bytes: int
+    channels: int
     keep_hidden: bool
 
 
@@ -136,7 +137,7 @@ class Hyena2D(nn.Module):
             )
             raise ValueError(f"a {self.form} operator {need}")
         *inputs, out = (self.in_proj, self.out_proj) if projections is None else projections
-        if chunked.suits(self, x):
+        if chunked.suits(self, x, (*inputs, out)):
             return chunked.forward(self, x, size, inputs, out)
         return chunked.apply(out, self._mix_in_groups(x, size, inputs).flatten(2).transpose(1, 2))
 
@@ -148,6 +149,8 @@ class Hyena2D(nn.Module):
         """
         cells, elements = len(x) * size[0] * size[1], GROUP["cpu" if x.device.type == "cpu" else "other"]
         groups = self.channel_groups(elements // (cells * (self.order + 1)), least=32)
+        if not chunked.is_plain(self.short_filter, nn.Conv2d):
+            groups = [slice(0, self.inner_dim)]  # it may do more than its weights say: it is called, on everything
         project = chunked.input_projection(inputs, x.unflatten(1, size), self.inner_dim)
 
         def mix(channels: slice, convolve: Convolution) -> Tensor:
@@ -155,7 +158,9 @@ class Hyena2D(nn.Module):
             return self._mix(channels, convolve, *u.chunk(self.order + 1, dim=1))
 
         if not torch.is_grad_enabled():
-            plan, workspace = self.plan_memory(size, x.nbytes, groups[0].stop, 0), dict[int, Tensor]()
+            # The memory bound is the CPU's: elsewhere spectra are kept as on the grids SD 1.x trains on.
+            plan = MemoryPlan(self.inner_dim if size[0] * size[1] <= KEPT_CELLS else 0, False)
+            workspace: dict[int | str, Tensor] = {}
             kept = partial(self._convolve_kept, plan=plan, workspace=workspace)
             mixed = [mix(channels, kept) for channels in groups]
         elif len(groups) == 1:
@@ -182,7 +187,10 @@ class Hyena2D(nn.Module):
 
     def _mix(self, channels: slice, convolve: Convolution, *parts: Tensor, reference: bool = False) -> Tensor:
         """:meth:`mix` for some channels of the N + 1 parts, (B, C, h, w) each -> (B, C, h, w)."""
-        *x, v = [self._filter_short(u, part, channels) for part, u in enumerate(parts)]
+        if chunked.is_plain(self.short_filter, nn.Conv2d):
+            *x, v = [self.filter_short(u, part, channels) for part, u in enumerate(parts)]
+        else:
+            *x, v = self.short_filter(torch.cat(parts, dim=1)).chunk(self.order + 1, dim=1)
         gates = [1 + s[:, channels].to(g.dtype) * g for s, g in zip(self.gate.weight, x, strict=True)]
         for i in range(1, self.order):
             v = gates[i] * v
@@ -199,14 +207,14 @@ class Hyena2D(nn.Module):
         return convolve(v, self.kernels(grid, index, channels, hidden), *self.shortcuts(index, channels))
 
     def _convolve_kept(
-        self, v: Tensor, index: int, channels: slice, plan: MemoryPlan, workspace: dict[int, Tensor]
+        self, v: Tensor, index: int, channels: slice, plan: MemoryPlan, workspace: dict[int | str, Tensor]
     ) -> Tensor:
         """:meth:`_convolve` at inference, with spectra kept between calls."""
         grid = (v.shape[-2], v.shape[-1])
         spectrum = self.spectrum(grid, index, channels, plan, workspace)
         return long_conv.convolve(v, spectrum, self.filter.radius(grid))
 
-    def _filter_short(self, u: Tensor, part: int, channels: slice) -> Tensor:
+    def filter_short(self, u: Tensor, part: int, channels: slice) -> Tensor:
         """The short filter on some channels of one of the N + 1 parts: (B, C, h, w)."""
         rows = slice(part * self.inner_dim + channels.start, part * self.inner_dim + channels.stop)
         short = self.short_filter
@@ -248,19 +256,23 @@ class Hyena2D(nn.Module):
         return self.filter(grid, own + first, hidden, rows)
 
     def spectrum(
-        self, grid: tuple[int, int], index: int, channels: slice, plan: MemoryPlan, workspace: dict[int, Tensor]
+        self, grid: tuple[int, int], index: int, channels: slice, plan: MemoryPlan, workspace: dict[int | str, Tensor]
     ) -> Tensor:
         """The spectrum :func:`sd_hyena.ops.long_conv.convolve` needs for some channels at inference.
 
-        workspace: memory by index that spectra which are not kept reuse within a call.
+        workspace: memory that one call uses again and again for what is not kept.
         """
         (ry, rx), count = self.filter.radius(grid), channels.stop - channels.start
-        columns, height = long_conv.spectrum_shape(grid, (ry, rx))
-        keep = self.spectra.nbytes("spectrum") + 8 * count * columns * height <= plan.kept_bytes
+        own = (*self.filter.parameters(), self.bias.weight, *(self.gain.parameters() if hasattr(self, "gain") else ()))
+        self.spectra.check(grid, self.filter.scaling, own)
 
-        def compute() -> Tensor:
-            hidden = self._kept(("hidden", grid), plan.keep_hidden, lambda: self.filter.hidden(grid))
-            out = None if keep or index not in workspace else workspace[index][:count]
+        def make(out: Tensor | None) -> Tensor:
+            if "hidden" not in workspace:
+                workspace["hidden"] = self.spectra.hidden(plan.keep_hidden, lambda: self.filter.hidden(grid))
+            hidden = workspace["hidden"]
+            kept = out is not None
+            if not kept and index in workspace and len(workspace[index]) >= count:
+                out = workspace[index][:count]
 
             def rows(band: slice) -> Tensor:
                 return self.kernels(grid, index, channels, hidden, band)
@@ -269,19 +281,18 @@ class Hyena2D(nn.Module):
             made = long_conv.kernel_spectrum(
                 rows, shape, grid, *self.shortcuts(index, channels), out, device=hidden.device
             )
-            if not keep:
-                workspace.setdefault(index, made)
+            if not kept and out is None:
+                workspace[index] = made
             return made
 
-        return self._kept(("spectrum", grid, index, channels.start, channels.stop), keep, compute)
-
-    def _kept(self, key: tuple, keep: bool, compute: Callable[[], Tensor]) -> Tensor:
-        own = (*self.filter.parameters(), self.bias.weight, *(self.gain.parameters() if hasattr(self, "gain") else ()))
-        return self.spectra.get((*key, self.filter.scaling), own, keep, compute)
+        shape = long_conv.spectrum_shape(grid, (ry, rx))
+        like = self.filter.head.weight.new_empty((), dtype=torch.promote_types(own[0].dtype, torch.float32))
+        with torch.no_grad():
+            return self.spectra.spectrum(index, channels, shape, plan.channels, like, make)
 
     def plan_memory(self, grid: tuple[int, int], input_bytes: int, channels: int, chunk_bytes: int) -> MemoryPlan:
-        """What to keep between calls, so that all this layer takes stays below ``MEMORY`` times its input:
-        attention takes five times.
+        """What to keep between calls on a CPU, so that all this layer takes stays below ``MEMORY`` times its
+        input: attention takes five times.
 
         channels: worked on at once; chunk_bytes: what they take, besides their spectra, while they are.
         """
@@ -289,7 +300,16 @@ class Hyena2D(nn.Module):
         each = 8 * columns * rows * (self.order - 1)
         free = int((MEMORY - 1) * input_bytes) - chunk_bytes
         if grid[0] * grid[1] < SMALL_CELLS or each * self.inner_dim <= free:
-            return MemoryPlan(each * self.inner_dim, False)
+            return MemoryPlan(self.inner_dim, False)
         ry, rx = self.filter.radius(grid)
         hidden = 4 * (2 * ry + 1) * (2 * rx + 1) * self.filter.head.in_features
-        return MemoryPlan(max(0, free - hidden - each * channels), True)
+        return MemoryPlan(max(0, free - hidden - each * channels) // each, True)
+
+    def train(self, mode: bool = True) -> Hyena2D:
+        """As in any module; forgets kept spectra."""
+        self.spectra.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Hyena2D:
+        self.spectra.clear()  # a layer that moves to another device leaves nothing behind
+        return super()._apply(fn, recurse)

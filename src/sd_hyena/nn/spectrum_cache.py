@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Iterable
 from weakref import WeakSet
 
@@ -12,34 +13,86 @@ LIMIT = 2**30  # bytes that all layers of a process keep together
 
 
 class SpectrumCache:
-    """Spectra, and what they are made from, by key; all dropped as soon as a parameter they depend on is
-    replaced, moved or changed in place.
+    """A layer's spectra for one grid, as many channels of them as it may keep, and what they are made from.
 
-    Nothing is kept beyond ``LIMIT`` over all layers. It lives outside the module's buffers, so it never
-    reaches a saved file.
+    All is dropped as soon as the grid changes or a parameter is replaced, moved or changed in place. What is
+    written through ``parameter.data`` leaves no trace that could be seen: call :meth:`clear` after it, or
+    ``train`` or ``eval`` on the layer, which do. Nothing is kept beyond ``LIMIT`` over all layers. The cache
+    lives outside the module's buffers, so it never reaches a saved file.
     """
 
     def __init__(self) -> None:
-        _caches.add(self)
-        self._state: Hashable = None
-        self._entries: dict[tuple, Tensor] = {}
+        with _lock:
+            _caches.add(self)
+        self.clear()
 
-    def get(self, key: tuple, parameters: Iterable[nn.Parameter], keep: bool, compute: Callable[[], Tensor]) -> Tensor:
-        """What was kept for ``key`` and the same parameter values, or else ``compute()``."""
-        state = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parameters)
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._state: Hashable = None
+        self._hidden: Tensor | None = None
+        self._spectra: dict[int, Tensor] = {}  # by convolution: room for the channels from 0 on
+        self._made: dict[int, int] = {}  # how many of those channels have been made
+
+    def check(self, grid: tuple[int, int], choices: Hashable, parameters: Iterable[nn.Parameter]) -> None:
+        """Forgets everything unless grid, choices and parameter values are those of the last call."""
+        values = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parameters)
+        state = grid, choices, values
         if state != self._state:
-            self._state, self._entries = state, {}
-        if key in self._entries:
-            return self._entries[key]
-        with torch.no_grad():
-            spectrum = compute()
-        if keep and sum(cache.nbytes() for cache in _caches) + _size(spectrum) <= LIMIT:
-            self._entries[key] = spectrum
+            self.clear()
+            self._state = state
+
+    def hidden(self, keep: bool, compute: Callable[[], Tensor]) -> Tensor:
+        """``compute()``, kept if asked and if there is room."""
+        if self._hidden is not None:
+            return self._hidden
+        hidden = compute()
+        if keep and _size(hidden) <= _room():
+            self._hidden = hidden
+        return hidden
+
+    def spectrum(
+        self,
+        index: int,
+        channels: slice,
+        shape: tuple[int, int],
+        wanted: int,
+        like: Tensor,
+        make: Callable[[Tensor | None], Tensor],
+    ) -> Tensor:
+        """The spectrum (C, *shape) of convolution ``index`` for some channels.
+
+        wanted: channels, from the first on, to keep; like: a tensor of the spectra's device and real type;
+        ``make(out)`` makes it, into ``out`` if that is given.
+        """
+        if channels.stop <= self._made.get(index, 0):
+            return self._spectra[index][channels]
+        kept = self._grow(index, shape, wanted, like)
+        made = self._made.get(index, 0)
+        if channels.stop > kept or channels.start > made:
+            return make(None)
+        spectrum = make(self._spectra[index][channels])
+        self._made[index] = channels.stop
         return spectrum
 
-    def nbytes(self, kind: str | None = None) -> int:
-        """Bytes held, or those whose keys begin with ``kind``."""
-        return sum(_size(t) for key, t in self._entries.items() if kind is None or key[0] == kind)
+    def _grow(self, index: int, shape: tuple[int, int], wanted: int, like: Tensor) -> int:
+        """Makes room for ``wanted`` channels, or as many as ``LIMIT`` allows; how many there is room for."""
+        old = self._spectra.get(index)
+        have = 0 if old is None else len(old)
+        if have >= wanted:
+            return have
+        each = shape[0] * shape[1] * 2 * like.element_size()
+        count = min(wanted, have + _room() // each)
+        if count <= have:
+            return have
+        grown = like.new_empty(count, *shape, dtype=torch.promote_types(like.dtype, torch.complex64))
+        if old is not None:
+            grown[:have] = old
+        self._spectra[index] = grown
+        return count
+
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(_size(t) for t in self._spectra.values()) + (0 if self._hidden is None else _size(self._hidden))
 
     def __deepcopy__(self, memo: dict) -> SpectrumCache:
         return SpectrumCache()
@@ -49,6 +102,12 @@ class SpectrumCache:
 
 
 _caches: WeakSet[SpectrumCache] = WeakSet()
+_lock = threading.Lock()
+
+
+def _room() -> int:
+    with _lock:
+        return LIMIT - sum(cache.nbytes() for cache in _caches)
 
 
 def _size(t: Tensor) -> int:
