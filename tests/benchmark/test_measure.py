@@ -9,6 +9,7 @@ from sd_hyena.benchmark import measure, memory, report
 from sd_hyena.benchmark.kinds import Shape
 from sd_hyena.benchmark.measure import Limits, Row, crossover, measure_sizes
 from sd_hyena.benchmark.timing import Timing, interleaved
+from sd_hyena.nn import spectrum_cache
 
 CPU = torch.device("cpu")
 
@@ -36,6 +37,49 @@ def test_what_would_not_fit_is_skipped_with_a_line(monkeypatch):
     rows = measure_sizes(shape_at, [64], ["naive", "hyena2d-full-mean"], Limits(1, 0))
     assert "GiB are free" in rows[0].note
     assert rows[1].timing
+
+
+def test_running_out_of_memory_is_a_line(monkeypatch):
+    def attend(q, k, v):
+        if q.shape[2] > 64:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return v
+
+    monkeypatch.setattr("sd_hyena.benchmark.kinds.softmax_attention", attend)
+    rows = measure_sizes(shape_at, [128], ["naive", "linear"], Limits(1, 0))
+    assert rows[0].note == "skipped: out of memory"
+    assert rows[1].timing
+
+
+def test_what_fails_in_a_rival_is_a_line_and_in_ours_a_failure(monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr("sd_hyena.benchmark.kinds.softmax_attention", fail)
+    rows = measure_sizes(shape_at, [64], ["naive", "linear"], Limits(1, 0))
+    assert rows[0].note == "not available: no kernel"
+    monkeypatch.setattr("sd_hyena.ops.long_conv.convolve", fail)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        measure_sizes(shape_at, [64], ["hyena2d-full-none"], Limits(1, 0))
+
+
+def test_a_layer_is_tried_on_a_smaller_grid_before_a_long_wait():
+    kind, large = measure.KINDS["sdp-math"], shape_at(1024)
+    guess = measure.estimate_seconds(kind, large, False)
+    assert guess > 0
+    assert measure.estimate_seconds(kind, shape_at(256), False) == 0
+    rows = measure.measure(large, (1024, 1024), ["sdp-math"], Limits(1, 0, max_seconds=guess / 1000))
+    assert "over the limit" in rows[0].note
+
+
+def test_layers_are_measured_as_if_alone(monkeypatch):
+    monkeypatch.setattr(spectrum_cache, "LIMIT", 0)
+    seen, right = [], measure.interleaved
+    monkeypatch.setattr(measure, "interleaved", lambda *args: seen.append(spectrum_cache.LIMIT) or right(*args))
+    rows = measure_sizes(shape_at, [64], ["hyena2d-full-mean"], Limits(1, 0))
+    assert seen[0] > 2**40
+    assert spectrum_cache.LIMIT == 0
+    assert rows[0].peak_bytes > 8 * 9 * 16 * 16  # its spectra are part of it
 
 
 def test_the_best_attention_is_the_fastest_one():

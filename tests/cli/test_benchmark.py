@@ -218,9 +218,9 @@ def test_a_suite_reports_what_failed_and_goes_on(tmp_path):
 
     suite.section("first", fail)
     suite.section("second", lambda: "fine\n")
-    assert suite.failures == ["first: off by 1"]
+    assert suite.failures == ["first: SdHyenaError: off by 1"]
     page = (tmp_path / "s.md").read_text()
-    assert "**Failed**: off by 1" in page
+    assert "**Failed**: SdHyenaError: off by 1" in page
     assert "fine" in page
 
 

@@ -36,6 +36,8 @@ LINES = {
 def plot_layer(rows: Sequence[Row], title: str, *paths: Path) -> None:
     """Parameters (left), time (centre, logarithmic), peak memory (right) of every kind that was timed."""
     shown = [row for row in rows if row.timing]
+    if not shown:
+        return
     plt = _pyplot()
     figure, axes = plt.subplots(1, 3, sharey=True, figsize=(11, 1.6 + 0.3 * len(shown)), constrained_layout=True)
     colours = [COLOURS[row.family] for row in shown]
@@ -100,6 +102,8 @@ def plot_sizes(rows: Sequence[Row], title: str, *paths: Path) -> None:
 def plot_image(rows: Sequence[ImageRow], title: str, *paths: Path) -> None:
     """Time per UNet step, stacked by self-attention layer, and seconds per picture."""
     shown = [row for row in rows if row.step and row.seconds]
+    if not shown:
+        return
     names = list(dict.fromkeys(name for row in shown for name in row.layers))
     plt = _pyplot()
     figure, (steps, seconds) = plt.subplots(

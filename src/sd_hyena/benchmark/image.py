@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from .measure import GIB, SAMPLED, TOLERANCE, relative_error
 from .memory import PeakOfRun
 from .timing import Timing
 
-logger = logging.getLogger(__name__)
 TILED_FROM = 1024  # px above which the VAE decodes in tiles
 
 
@@ -53,6 +51,7 @@ class ImageRow:
     unet_peak_bytes: int | None = None
     peak_bytes: int | None = None
     error: float | None = None
+    unchecked: list[str] = field(default_factory=list)
     note: str = ""
 
     def record(self) -> dict[str, Any]:
@@ -147,7 +146,8 @@ def measure_image(
         row.replaced = entry.prepare(pipe)
         with _checked(pipe.unet) as errors:
             generate(1)
-        row.error = max(errors.values(), default=None)
+        row.unchecked = [name for name, error in errors.items() if error is None]
+        row.error = max((error for error in errors.values() if error is not None), default=None)
     for turn in range(repeats):
         for entry, row in zip(entries, rows, strict=True):
             if row.note:
@@ -185,9 +185,10 @@ def _reason_to_skip(pipe: Any, entry: Entry, size: tuple[int, int], images: int)
 
 
 @contextmanager
-def _checked(unet: nn.Module) -> Iterator[dict[str, float]]:
-    """Within, every self-attention layer's first output is compared with its definition; errors by name."""
-    errors: dict[str, float] = {}
+def _checked(unet: nn.Module) -> Iterator[dict[str, float | None]]:
+    """Within, every self-attention layer's first output is compared with its definition; errors by name, None
+    where there is none to compare with."""
+    errors: dict[str, float | None] = {}
     handles = []
 
     def check(name: str, layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
@@ -197,13 +198,10 @@ def _checked(unet: nn.Module) -> Iterator[dict[str, float]]:
         tokens = torch.randperm(x.shape[1], device=x.device)[:SAMPLED]
         with torch.no_grad():
             expected = _expected(layer, x.double(), tokens)
-        if expected is None:
-            logger.info("layer %s: no definition to check it against at this size", name)
-            return
-        errors[name] = relative_error(output[:, tokens], expected)
-        if not errors[name] <= TOLERANCE[x.dtype]:
+        errors[name] = error = None if expected is None else relative_error(output[:, tokens], expected)
+        if error is not None and not error <= TOLERANCE[x.dtype]:
             raise SdHyenaError(
-                f"layer {name} is off by {errors[name]:.1e} (relative RMS) from its definition: no times are reported"
+                f"layer {name} is off by {error:.1e} (relative RMS) from its definition: no times are reported"
             )
 
     try:

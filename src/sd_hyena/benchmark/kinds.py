@@ -61,12 +61,17 @@ class Attention(nn.Module):
             nn.init.normal_(layer.weight, std=1.5 * shape.dim**-0.5)
 
     @property
-    def projections(self) -> list[nn.Module]:
+    def projections(self) -> list[nn.Linear]:
         return [self.to_q, self.to_k, self.to_v, self.to_out]
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in self.projections[:3])
-        return self.to_out(self.attend(q, k, v).transpose(1, 2).flatten(2))
+        q, k, v = (self._project(f, x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in self.projections[:3])
+        return self._project(self.to_out, self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def _project(layer: nn.Linear, x: Tensor) -> Tensor:
+        """As Hyena2D projects, so that what is compared is what lies between the projections."""
+        return linear.project(x, layer.weight, layer.bias)
 
     def expected(self, x: Tensor, size: tuple[int, int], tokens: Tensor) -> Tensor:
         return references.attention(x, self.projections, self.heads, tokens)
@@ -214,17 +219,21 @@ class Kind:
     scratch: Callable[[Shape], int] = lambda shape: 0
     power: float = 1.1
 
-    def missing(self, shape: Shape) -> str:
+    def missing(self, shape: Shape, backward: bool = False) -> str:
         """Why it cannot run at all on this device, in this type, with these heads, in a few words, or "";
-        found by running it on a small grid."""
+        found by running it on a small grid. What fails in a Hyena layer is a fault, and is raised."""
         small = replace(shape, height=8, width=8, batch=1, extent=(8, 8))
-        x = torch.randn(1, 64, shape.dim, device=shape.device, dtype=shape.dtype)
+        x = torch.randn(1, 64, shape.dim, device=shape.device, dtype=shape.dtype, requires_grad=backward)
         try:
-            with torch.no_grad():
-                self.build(small).to(shape.device, shape.dtype)(x, small.size)
+            with torch.set_grad_enabled(backward):
+                y = self.build(small).to(shape.device, shape.dtype)(x, small.size)
+                if backward:
+                    y.sum().backward()
         except ImportError as error:
             return f"{error.name or error} is not installed"
         except (RuntimeError, ValueError, NotImplementedError) as error:
+            if self.family == "hyena":
+                raise
             return str(error).split(". ")[0].split("\n")[0] or type(error).__name__
         return ""
 

@@ -35,10 +35,19 @@ def describe(facts: dict[str, Any]) -> str:
 def free_memory(device: torch.device) -> int:
     """Bytes that can be had now: of the GPU, or of the machine."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     import psutil
 
     return psutil.virtual_memory().available
+
+
+def settle(device: str) -> None:
+    """Before anything is measured: events and statistics refer to this GPU, and float32 means float32."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _version(distribution: str) -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SdHyenaError
+from ..nn import spectrum_cache
 from .kinds import KINDS, Kind, Shape
 from .machine import free_memory
 from .memory import peak_of_call
@@ -88,33 +90,40 @@ def measure(
     limits: Limits,
     *,
     backward: bool = False,
-    expected_seconds: Callable[[str], float] = lambda kind: 0.0,
+    expected_seconds: Callable[[str], float] | None = None,
     on_kind: Callable[[str], None] = lambda kind: None,
 ) -> list[Row]:
     """Rows for ``kinds`` at one shape; pixels: (height, width) of the picture it belongs to.
 
     ``backward`` times forward and backward together, gradients of input and weights.
-    ``expected_seconds`` estimates a call from smaller sizes. Raises SdHyenaError if a layer does not
-    return what its definition says: no times are reported then.
+    ``expected_seconds`` says how long a call will take, unless given by a trial on a smaller grid. Raises
+    SdHyenaError if a layer does not return what its definition says: no times are reported then.
     """
     rows: list[Row] = []
     candidates: list[_Candidate] = []
     torch.manual_seed(0)
-    for name in kinds:
-        kind = KINDS[name]
-        row = Row(pixels[1], pixels[0], shape.batch, name, kind.family, backward)
-        rows.append(row)
-        row.note = _reason_to_skip(kind, shape, limits, backward, expected_seconds(name))
-        if row.note:
-            continue
-        on_kind(name)
-        try:
-            candidates.append(_prepare(kind, row, shape, limits))
-        except torch.OutOfMemoryError:
-            row.note = "skipped: out of memory"
-        gc.collect()
-    warm = {c.kind.name: c.call for c in candidates if c.first_ms <= 1000 * limits.single_seconds}
-    timings = interleaved(warm, shape.device, limits.repeats, limits.budget)
+    x = torch.randn(shape.batch, shape.tokens, shape.dim, device=shape.device, dtype=shape.dtype)
+    with _unlimited_keeping():
+        for name in kinds:
+            kind = KINDS[name]
+            row = Row(pixels[1], pixels[0], shape.batch, name, kind.family, backward)
+            rows.append(row)
+            row.note = _reason_to_skip(kind, shape, limits, backward, expected_seconds)
+            if row.note:
+                continue
+            on_kind(name)
+            try:
+                candidates.append(_prepare(kind, row, shape, x, limits))
+            except SdHyenaError:
+                raise
+            except RuntimeError as error:  # OutOfMemoryError is one, and on a CPU the only sign of it
+                memory = isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error)
+                if kind.family == "hyena" and not memory:
+                    raise
+                row.note = "skipped: out of memory" if memory else f"failed: {' '.join(str(error).split())[:120]}"
+            gc.collect()
+        warm = {c.kind.name: c.call for c in candidates if c.first_ms <= 1000 * limits.single_seconds}
+        timings = interleaved(warm, shape.device, limits.repeats, limits.budget)
     for c in candidates:
         c.row.timing = timings.get(c.kind.name) or Timing.of([c.first_ms])
         if c.kind.name not in timings:
@@ -123,90 +132,121 @@ def measure(
     return rows
 
 
+@contextmanager
+def _unlimited_keeping() -> Iterator[None]:
+    """Each layer keeps what it would if it were alone, though many are measured side by side."""
+    before, spectrum_cache.LIMIT = spectrum_cache.LIMIT, 2**62
+    try:
+        yield
+    finally:
+        spectrum_cache.LIMIT = before
+
+
 def check(kind: str, shape: Shape, *, backward: bool = False) -> float:
-    """The relative RMS error of a kind against its definition, of the gradient too with ``backward``.
+    """The relative RMS error of a kind against its definition, of the input's gradient too with ``backward``.
 
     Raises SdHyenaError if it is above the tolerance.
     """
     torch.manual_seed(0)
     row = Row(8 * shape.width, 8 * shape.height, shape.batch, kind, KINDS[kind].family, backward)
-    _prepare(KINDS[kind], row, shape, Limits())
+    x = torch.randn(shape.batch, shape.tokens, shape.dim, device=shape.device, dtype=shape.dtype)
+    _prepare(KINDS[kind], row, shape, x, Limits())
     assert row.error is not None
     return row.error
 
 
-def _reason_to_skip(kind: Kind, shape: Shape, limits: Limits, backward: bool, seconds: float) -> str:
-    missing = kind.missing(shape)
+def estimate_seconds(kind: Kind, shape: Shape, backward: bool) -> float:
+    """How long a call will take, from one on a grid of a sixteenth of the cells; 0 for grids that small."""
+    small = replace(shape, height=shape.height // 4, width=shape.width // 4)
+    if small.tokens < 32 * 32:
+        return 0.0
+    layer = kind.build(small).to(shape.device, shape.dtype).requires_grad_(backward)
+    x = torch.randn(shape.batch, small.tokens, shape.dim, device=shape.device, dtype=shape.dtype)
+
+    def call() -> None:
+        with torch.set_grad_enabled(backward):
+            y = layer(x, small.size)
+            if backward:
+                y.sum().backward()
+
+    measure_one = stopwatch(shape.device)
+    measure_one(call)
+    return measure_one(call) / 1000 * (shape.tokens / small.tokens) ** kind.power
+
+
+def _reason_to_skip(
+    kind: Kind, shape: Shape, limits: Limits, backward: bool, expected_seconds: Callable[[str], float] | None
+) -> str:
+    missing = kind.missing(shape, backward)
     if missing:
         return f"not available: {missing}"
     needed, free = kind.scratch(shape) * (2 if backward else 1), free_memory(shape.device)
     if needed > 0.8 * free:
         return f"skipped: needs about {needed / GIB:.1f} GiB beyond its input, {free / GIB:.1f} GiB are free"
+    seconds = expected_seconds(kind.name) if expected_seconds else estimate_seconds(kind, shape, backward)
     if seconds > limits.max_seconds:
         return f"skipped: about {seconds:.0f} s a call, over the limit of {limits.max_seconds:g} s"
     return ""
 
 
-def _prepare(kind: Kind, row: Row, shape: Shape, limits: Limits) -> _Candidate:
+def _prepare(kind: Kind, row: Row, shape: Shape, x: Tensor, limits: Limits) -> _Candidate:
     """Builds the layer, checks it, and fills in all of its row but the times."""
-    layer = kind.build(shape).to(shape.device, shape.dtype).eval().requires_grad_(row.backward)
-    x = torch.randn(shape.batch, shape.tokens, shape.dim, device=shape.device, dtype=shape.dtype)
+    layer: Any = kind.build(shape).to(shape.device, shape.dtype).eval().requires_grad_(row.backward)
     tokens = torch.randperm(shape.tokens, device=shape.device)[:SAMPLED]
-    upstream = torch.randn_like(x)
-    results: dict[str, Any] = {}
+    # Of the sampled tokens alone, because that gradient the definition can give.
+    upstream = torch.zeros_like(x).index_copy_(1, tokens, torch.randn_like(x[:, tokens])) if row.backward else None
+    exact, exact_gradient = _expected(layer, x, shape.size, tokens, upstream)
+    results: dict[str, Tensor] = {}
 
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return layer(x, shape.size)
-
-    def forward_and_backward(upstream: Tensor = upstream) -> Tensor:
+    def call() -> None:
+        if upstream is None:
+            with torch.no_grad():
+                results["y"] = layer(x, shape.size)
+            return
         leaf = x.detach().requires_grad_()
         y = layer(leaf, shape.size)
         y.backward(upstream)
         layer.zero_grad(set_to_none=True)
-        results["gradient"] = leaf.grad
-        return y.detach()
+        results["y"], results["gradient"] = y.detach(), leaf.grad
 
-    call: Callable[[], Tensor] = forward_and_backward if row.backward else forward
-    checked, probe = call, None
-    if row.backward:  # the first gradient is that of the sampled tokens alone, which the definition can give
-        probe = torch.zeros_like(x)
-        probe[:, tokens] = upstream[:, tokens]
-        checked = lambda: forward_and_backward(probe)  # noqa: E731
-    first_ms = stopwatch(shape.device)(
-        lambda: results.update(zip(("peak", "y"), peak_of_call(checked, shape.device), strict=True))
-    )
-    row.error = _error(layer, x, shape.size, tokens, results, probe)
-    if not row.error <= TOLERANCE[shape.dtype]:
-        raise SdHyenaError(
-            f"{kind.name} is off by {row.error:.1e} (relative RMS) from its definition on a {shape.height} x "
-            f"{shape.width} grid: no times are reported"
-        )
-    row.peak_bytes = results["peak"]
-    results.clear()
-    if first_ms <= 1000 * limits.single_seconds:  # as it is from the second call on
+    def run_and_check() -> None:
         row.peak_bytes, _ = peak_of_call(call, shape.device)
+        errors = [relative_error(results["y"][:, tokens], exact), row.error or 0.0]
+        if exact_gradient is not None:
+            errors.append(relative_error(results["gradient"], exact_gradient))
         results.clear()
+        row.error = max(errors)
+        if not row.error <= TOLERANCE[shape.dtype]:
+            raise SdHyenaError(
+                f"{kind.name} is off by {row.error:.1e} (relative RMS) from its definition on a {shape.height} x "
+                f"{shape.width} grid: no times are reported"
+            )
+
+    def timed_call() -> None:
+        call()
+        results.clear()
+
+    first_ms = stopwatch(shape.device)(run_and_check)
+    if first_ms <= 1000 * limits.single_seconds:  # as it is from the second call on, with what was kept
+        run_and_check()
     spectra = getattr(getattr(layer, "operator", None), "spectra", None)
-    row.peak_bytes += spectra.nbytes() if spectra is not None else 0
+    row.peak_bytes = (row.peak_bytes or 0) + (spectra.nbytes() if spectra is not None else 0)
     row.parameters = sum(p.numel() for p in layer.parameters())
     row.weight_bytes = sum(p.numel() * p.element_size() for p in layer.parameters())
     row.input_bytes = x.numel() * x.element_size()
-    return _Candidate(kind, row, layer, call, first_ms)
+    return _Candidate(kind, row, layer, timed_call, first_ms)
 
 
-def _error(
-    layer: Any, x: Tensor, size: tuple[int, int], tokens: Tensor, results: dict[str, Any], probe: Tensor | None
-) -> float:
-    """The larger of the relative RMS errors of output and, where there is one, gradient."""
-    with torch.set_grad_enabled(probe is not None):
-        leaf = x.detach().double().requires_grad_(probe is not None)
+def _expected(
+    layer: Any, x: Tensor, size: tuple[int, int], tokens: Tensor, upstream: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """What the definition returns at ``tokens``, and the input's gradient if there is one coming in."""
+    with torch.set_grad_enabled(upstream is not None):
+        leaf = x.detach().double().requires_grad_(upstream is not None)
         y = layer.expected(leaf, size, tokens)
-    errors = [relative_error(results["y"][:, tokens], y.detach())]
-    if probe is not None:
-        exact = torch.autograd.grad((y * probe[:, tokens].double()).sum(), leaf)[0]
-        errors.append(relative_error(results["gradient"], exact))
-    return max(errors)
+    if upstream is None:
+        return y, None
+    return y.detach(), torch.autograd.grad((y * upstream[:, tokens].double()).sum(), leaf)[0]
 
 
 def relative_error(got: Tensor, exact: Tensor) -> float:

@@ -82,6 +82,13 @@ def compare_records(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]
     return lines
 
 
+def differing_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Settings of two documents that make their times incomparable, "name: before, now"."""
+    one, other = old.get("settings", {}), new.get("settings", {})
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    return [f"{name}: {one.get(name)} before, {other.get(name)} now" for name in names]
+
+
 COMPARED = ["", "before, ms", "now, ms", "faster", "ratio before", "ratio now"]
 
 
@@ -198,4 +205,8 @@ def image_layer_lines(rows: Sequence[ImageRow]) -> tuple[list[str], list[list[st
 def checked(rows: Sequence[Row] | Sequence[ImageRow]) -> str:
     """One sentence on how far anything was from its definition."""
     errors = [row.error for row in rows if row.error is not None]
-    return f"Every kind agrees with its definition at the shapes timed: relative RMS error at most {max(errors):.0e}."
+    if not errors:
+        return "Nothing was measured."
+    text = f"Every kind agrees with its definition at the shapes timed: relative RMS error at most {max(errors):.0e}."
+    unknown = sorted({name for row in rows for name in getattr(row, "unchecked", ())})
+    return text + (f" Not checked, for want of one per token: {', '.join(unknown)}." if unknown else "")

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from ..errors import SdHyenaError
 from . import figures, report
 from .image import ImageRow
 from .kinds import KINDS, Shape, latent_cells
-from .machine import describe, machine
+from .machine import describe, machine, settle
 from .measure import Limits, Row, check, measure, measure_sizes
 from .memory import CALL_METHOD, RUN_METHOD
 
@@ -29,6 +28,7 @@ class Suite:
     ):
         self.stem, self.title, self.command, self.say = stem, title, command, say
         self.device, self.dtype = torch.device(device), dtype
+        settle(device)
         self.facts = machine(device)
         self.rows: list[Row] = []
         self.records: list[dict[str, Any]] = []
@@ -46,8 +46,8 @@ class Suite:
         self.say(f"{heading} ({time.perf_counter() - self._started:.0f} s so far)")
         try:
             text = run()
-        except (SdHyenaError, RuntimeError, ImportError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # whatever it is, the other sections are worth having
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             self.failures.append(f"{heading}: {reason}")
             self.say(f"FAILED: {reason}")
             text = f"**Failed**: {reason}\n"
@@ -58,16 +58,15 @@ class Suite:
         """Holds every kind to its definition, gradients included, at odd and non-square grids."""
         lines = []
         for name in kinds:
-            if missing := KINDS[name].missing(self.shape(64, 1)):
-                lines.append([name, *["-"] * len(dtypes), f"not available: {missing}"])
-                continue
-            cells = []
+            cells, note = [], ""
             for dtype in dtypes:
-                errors = [
-                    check(name, Shape(32, 4, h, w, 2, dtype, self.device, (8, 8)), backward=True) for h, w in grids
-                ]
-                cells.append(f"{max(errors):.0e}")
-            lines.append([name, *cells, ""])
+                shapes = [Shape(80, 2, h, w, 2, dtype, self.device, (8, 8)) for h, w in grids]
+                if missing := KINDS[name].missing(shapes[0], backward=True):
+                    cells.append("-")
+                    note = note or f"{str(dtype).removeprefix('torch.')}: {missing}"
+                else:
+                    cells.append(f"{max(check(name, shape, backward=True) for shape in shapes):.0e}")
+            lines.append([name, *cells, note])
         headings = ["kind", *(str(d).removeprefix("torch.") for d in dtypes), ""]
         sizes = ", ".join(f"{h}x{w}" for h, w in grids)
         intro = f"Largest relative RMS error of output and input gradient over grids of {sizes} cells.\n\n"

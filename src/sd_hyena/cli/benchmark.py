@@ -22,6 +22,9 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "image": (ImageSettings, "a whole generation with a real pipeline, layer by layer"),
 }
 
+# Settings in which two runs may differ and still be compared row by row.
+UNCOMPARED = ("out", "compare", "overwrite", "kinds", "widths", "width", "height", "batch_size", "repeats", "budget")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parsers = parser.add_subparsers(dest="what", required=True, metavar="what")
@@ -45,7 +48,10 @@ def run(args: dict[str, Any]) -> int:
         check_size(locate(settings.model).name, settings.width, settings.height)
     import torch
 
+    from ..benchmark.machine import settle
+
     settings.device = choose_device(settings.device)
+    settle(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.dtype == "auto":
@@ -240,20 +246,25 @@ def _finish(
 
     records = [row.record() for row in rows]
     console.print(report.checked(rows))
+    chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in UNCOMPARED}
+    methods = RUN_METHOD if isinstance(settings, ImageSettings) else CALL_METHOD
+    method = methods["cpu" if settings.device == "cpu" else "cuda"]
+    document = {"title": title, "machine": facts, "command": command, "settings": chosen, "memory": method}
+    document["rows"] = records
+    if settings.out:
+        where = describe(facts)
+        notes = "".join(f"- {line}\n" for line in report.skipped(rows))
+        head = f"{title}\n\n{where}, {facts['date']}\n\n`{command}`\n\n"
+        foot = f"\nMedians. {report.checked(rows)} Memory: {method}.\n" + (
+            f"\nNot measured:\n\n{notes}" if notes else ""
+        )
+        report.write_records(settings.out, document, head + text + foot)
+        plot(rows, f"{title}\n{where}, {facts['date']}", Path(settings.out + ".png"), Path(settings.out + ".svg"))
+        phase(f"wrote {settings.out}.json, .csv, .md, .png and .svg")
     if old is not None:
         lines = report.compare_records(old["rows"], records)
         if not lines:
             raise UsageError(f"--compare {settings.compare}: nothing in it was measured in this run too")
         _print_table(f"compared with {settings.compare} ({describe(old['machine'])})", report.COMPARED, lines)
-    if not settings.out:
-        return
-    methods = RUN_METHOD if isinstance(settings, ImageSettings) else CALL_METHOD
-    method = methods["cpu" if settings.device == "cpu" else "cuda"]
-    where = describe(facts)
-    notes = "".join(f"- {line}\n" for line in report.skipped(rows))
-    head = f"{title}\n\n{where}, {facts['date']}\n\n`{command}`\n\n"
-    foot = f"\nMedians. {report.checked(rows)} Memory: {method}.\n" + (f"\nNot measured:\n\n{notes}" if notes else "")
-    document = {"title": title, "machine": facts, "command": command, "memory": method, "rows": records}
-    report.write_records(settings.out, document, head + text + foot)
-    plot(rows, f"{title}\n{where}, {facts['date']}", Path(settings.out + ".png"), Path(settings.out + ".svg"))
-    phase(f"wrote {settings.out}.json, .csv, .md, .png and .svg")
+        for line in report.differing_settings(old, document):
+            console.print(f"not the same in both: {line}")

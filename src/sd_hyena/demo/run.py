@@ -139,7 +139,7 @@ def demonstrate(
         phase("timing one layer of Stable Diffusion 1.x's size, attention against Hyena")
         rows = measure_sizes(partial(_layer, settings.device), settings.widths, KINDS, Limits(budget=5))
         rows = [row for row in rows if row.timing]
-        result = Demonstration(training, comparison, rows, machine(), time.time() - started)
+        result = Demonstration(training, comparison, rows, machine(settings.device), time.time() - started)
         _write(out, result)
     return result
 
