@@ -183,6 +183,17 @@ def test_kept_spectra_are_not_made_again_whatever_the_batch(monkeypatch):
     assert operator.spectra.nbytes() == 0
 
 
+def test_what_inference_mode_made_serves_outside_of_it(monkeypatch):
+    operator = trained(global_branch="mean")
+    monkeypatch.setattr(operator, "channel_groups", lambda *_, **__: [slice(0, 8), slice(8, 16)])
+    x = torch.randn(2, 256, 16)
+    for channels, mode in ((8, torch.inference_mode), (16, torch.no_grad), (16, torch.inference_mode)):
+        monkeypatch.setattr(operator, "plan_memory", lambda *_, channels=channels: MemoryPlan(channels, False))
+        with mode():
+            got = operator(x, (16, 16))
+        assert_close(mode.__name__, definition(operator, x, (16, 16)), got.clone(), 3e-5)
+
+
 def test_hidden_is_computed_once_a_call(monkeypatch):
     operator = trained(global_branch="mean")
     monkeypatch.setattr(operator, "plan_memory", lambda *_: MemoryPlan(0, False))

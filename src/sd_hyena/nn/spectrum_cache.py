@@ -84,7 +84,8 @@ class SpectrumCache:
         count = min(wanted, have + _room() // each)
         if count <= have:
             return have
-        grown = like.new_empty(count, *shape, dtype=torch.promote_types(like.dtype, torch.complex64))
+        with torch.inference_mode(False):  # or it could not be filled outside of it
+            grown = like.new_empty(count, *shape, dtype=torch.promote_types(like.dtype, torch.complex64))
         if old is not None:
             grown[:have] = old
         self._spectra[index] = grown
