@@ -1,5 +1,7 @@
 """Skipping, timing in turns, memory, crossovers, comparing with an earlier run."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -123,6 +125,13 @@ def test_peak_memory_of_a_call_is_what_it_held_at_once():
 
     peak, _ = memory.peak_of_call(call, CPU)
     assert peak == 2 * 4 * 2**20
+
+
+def test_measuring_memory_prints_nothing():
+    code = "import torch; from sd_hyena.benchmark.memory import peak_of_call as peak\n"
+    code += "peak(lambda: torch.ones(9), torch.device('cpu'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
 
 
 def test_peak_memory_of_a_run_starts_anew():

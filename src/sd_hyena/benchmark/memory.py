@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ def peak_of_call(call: Callable[[], Any], device: torch.device) -> tuple[int, An
         result = call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before, result
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own log is read at its first use: errors only
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
