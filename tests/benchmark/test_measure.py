@@ -151,6 +151,14 @@ def test_crossover():
     assert report.crossover_lines(rows) == ["x: faster than attention from 768 px"]
 
 
+def test_tables_show_what_is_not_there():
+    rows = [row(256, "x", 4.0, 1.0), row(256, "y", 2.0, 2.0), row(512, "y", 8.0, None)]
+    rows.append(Row(512, 512, 1, "z", "peer", False, note="skipped"))
+    assert report.size_lines(rows)[1] == [["x", "4.0 (1.00x)", "-"], ["y", "2.0 (2.00x)", "8.0"]]
+    assert report.memory_lines(rows)[1] == [["x", "0.0", "-"], ["y", "0.0", "0.0"]]
+    assert report.skipped(rows) == ["z at 512 px: skipped"]
+
+
 def test_comparison_matches_rows_of_the_same_shape():
     old = [row(256, "x", 4.0, 1.0).record(), row(512, "x", 9.0, 2.0).record()]
     new = [row(256, "x", 2.0, 3.0).record(), row(512, "y", 1.0, 1.0).record()]

@@ -119,7 +119,7 @@ def size_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     for kind in dict.fromkeys(row.kind for row in rows):
         own = {row.width: row for row in rows if row.kind == kind}
         if any(row.timing for row in own.values()):
-            lines.append([kind, *(_cell(own[width]) for width in widths)])
+            lines.append([kind, *(_cell(own.get(width)) for width in widths)])
     return ["kind", *(f"{width} px" for width in widths)], lines
 
 
@@ -144,8 +144,8 @@ def crossover_lines(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _cell(row: Row) -> str:
-    if row.timing is None:
+def _cell(row: Row | None) -> str:
+    if row is None or row.timing is None:
         return "-"
     return f"{row.timing.median:.1f} ({row.ratio:.2f}x)" if row.ratio else f"{row.timing.median:.1f}"
 
