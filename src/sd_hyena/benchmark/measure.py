@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import SdHyenaError
 from ..nn import spectrum_cache
@@ -78,7 +78,6 @@ class Row:
 class _Candidate:
     kind: Kind
     row: Row
-    layer: nn.Module
     call: Callable[[], Any]
     first_ms: float
 
@@ -234,7 +233,7 @@ def _prepare(kind: Kind, row: Row, shape: Shape, x: Tensor, limits: Limits) -> _
     row.parameters = sum(p.numel() for p in layer.parameters())
     row.weight_bytes = sum(p.numel() * p.element_size() for p in layer.parameters())
     row.input_bytes = x.numel() * x.element_size()
-    return _Candidate(kind, row, layer, timed_call, first_ms)
+    return _Candidate(kind, row, timed_call, first_ms)
 
 
 def _expected(
