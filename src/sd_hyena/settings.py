@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,3 +110,15 @@ def to_toml(settings: Any) -> str:
             text = str(value).lower() if isinstance(value, bool) else repr(value)
         lines.append(f"{f.name} = {text}")
     return "\n".join(lines)
+
+
+def to_flags(settings: Any, omit: Collection[str] = (), always: Collection[str] = ()) -> str:
+    """The settings that differ from their defaults as a command line would give them; never those in ``omit``,
+    in any case those in ``always``."""
+    words = []
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if f.name in omit or (value == f.default and f.name not in always):
+            continue
+        words.append(f"--{f.name}" if value is True else f"--{f.name} {shlex.quote(str(value))}")
+    return " ".join(words)

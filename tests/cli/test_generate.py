@@ -1,4 +1,4 @@
-"""``sd-hyena generate``, ``info`` and ``evaluate`` as a user types them."""
+"""``sd-hyena generate`` and ``info`` as a user types them."""
 
 import json
 
@@ -180,14 +180,3 @@ def test_info(students, capsys):
     assert main(["info", "--json", str(students / "b.safetensors")]) == 0
     assert json.loads(capsys.readouterr().out)["layers"]["OUT11"]["config"]["dim"] == 64
     assert main(["info", "nothing.safetensors"]) == 1
-
-
-def test_evaluate_reports_distance_and_fidelity(tmp_path, students, capsys):
-    options = ["-n", "2", "-s", "2", "-o", str(tmp_path)]
-    assert main(["evaluate", "-m", "demo", "-y", str(students / "a.safetensors"), *options]) == 0
-    figures = json.loads((tmp_path / "evaluation.json").read_text())
-    assert 0 < figures["psnr_mean_db"] < 100
-    assert set(figures["fidelity"]["student"]) == {"subject", "colour", "layout", "prompt"}
-    assert "PSNR" in capsys.readouterr().out
-    assert (tmp_path / "evaluation.png").exists()
-    assert main(["evaluate", "-m", "demo", "-y", ","]) == 2

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from .. import patch
 from ..errors import SdHyenaError
+from ..machine import free_memory
 from ..nn import HyenaAttention, OperatorConfig
 from ..targets import Target, find_targets
 from . import references
-from .machine import free_memory
 from .measure import GIB, SAMPLED, TOLERANCE, relative_error
 from .memory import PeakOfRun
 from .timing import Timing

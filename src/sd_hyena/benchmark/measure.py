@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SdHyenaError
+from ..machine import free_memory
 from ..nn import spectrum_cache
 from .kinds import KINDS, Kind, Shape
-from .machine import free_memory
 from .memory import peak_of_call
 from .timing import Timing, interleaved, stopwatch
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from ..errors import SdHyenaError, UsageError
 from ..files import atomic_path
+from ..machine import describe
 from .image import ImageRow
-from .machine import describe
 from .measure import Row, crossover
 
 MIB = 2**20

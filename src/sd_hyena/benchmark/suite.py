@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from ..machine import describe, machine, settle
 from . import figures, report
 from .image import ImageRow
 from .kinds import KINDS, Shape, latent_cells
-from .machine import describe, machine, settle
 from .measure import Limits, Row, check, measure, measure_sizes
 from .memory import CALL_METHOD, RUN_METHOD
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +12,7 @@ from ..benchmark.settings import ImageSettings, LayerSettings, SizesSettings
 from ..errors import UsageError
 from ..models import check_size, locate, size_defaults
 from ..settings import add_arguments as add_settings
-from ..settings import resolve
+from ..settings import resolve, to_flags
 from .train import choose_device
 
 COMMANDS: dict[str, tuple[Any, str]] = {
@@ -48,7 +47,7 @@ def run(args: dict[str, Any]) -> int:
         check_size(locate(settings.model).name, settings.width, settings.height)
     import torch
 
-    from ..benchmark.machine import settle
+    from ..machine import settle
 
     settings.device = choose_device(settings.device)
     settle(settings.device)
@@ -57,23 +56,13 @@ def run(args: dict[str, Any]) -> int:
     if settings.dtype == "auto":
         settings.dtype = "float32" if settings.device == "cpu" else "float16"
     run_it: dict[str, Any] = {"layer": _run_layer, "sizes": _run_sizes, "image": _run_image}
-    run_it[what](settings, f"sd-hyena benchmark {what} {_flags(kind, settings)}".strip(), old)
+    flags = to_flags(settings, omit=("out", "compare", "overwrite"), always=("device", "dtype"))
+    run_it[what](settings, f"sd-hyena benchmark {what} {flags}".strip(), old)
     return 0
 
 
 def _defaults(given: dict[str, Any]) -> dict[str, Any]:
     return size_defaults(given.get("model", ""))
-
-
-def _flags(kind: Any, settings: Any) -> str:
-    """The settings that differ from their defaults, and device and type, as flags."""
-    words = []
-    for f in fields(kind):
-        value = getattr(settings, f.name)
-        if f.name in ("out", "compare", "overwrite") or (value == f.default and f.name not in ("device", "dtype")):
-            continue
-        words.append(f"--{f.name}" if value is True else f"--{f.name} {shlex.quote(str(value))}")
-    return " ".join(words)
 
 
 def _limits(settings: Any) -> Any:
@@ -187,7 +176,7 @@ def _run_image(settings: ImageSettings, command: str, old: dict[str, Any] | None
 
 
 def _announce(settings: Any) -> dict[str, Any]:
-    from ..benchmark.machine import describe, machine
+    from ..machine import describe, machine
     from .display import phase
 
     facts = machine(settings.device)
@@ -240,8 +229,8 @@ def _finish(
 ) -> None:
     """Compares with an earlier run and writes what was asked for."""
     from ..benchmark import report
-    from ..benchmark.machine import describe
     from ..benchmark.memory import CALL_METHOD, RUN_METHOD
+    from ..machine import describe
     from .display import console, phase
 
     records = [row.record() for row in rows]

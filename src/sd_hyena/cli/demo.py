@@ -32,7 +32,7 @@ def run(args: dict[str, Any]) -> int:
         raise UsageError(f"{out / 'report.html'} exists: choose another --out_dir, or give --overwrite")
 
     from ..demo.run import DemoSettings, demonstrate
-    from .display import comparison_table, console, layer_table, phase, training_progress
+    from .display import console, evaluation_tables, layer_table, phase, training_progress
 
     device = choose_device(args["device"])
     settings = DemoSettings(
@@ -47,7 +47,7 @@ def run(args: dict[str, Any]) -> int:
     with training_progress(settings.n_steps) as advance:
         result = demonstrate(settings, phase, advance)
     layer_table(result.training)
-    comparison_table(result.comparison)
+    evaluation_tables(result.evaluation)
     for row in result.rows:
         if row.timing and row.ratio and row.family != "attention":
             speed = f"{row.timing.median:.1f} ms, {row.ratio:.2f}x the best attention's speed"

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+WIDTH_OF_FILES = 160  # columns
+
 console = Console(highlight=False, markup=False)
 
 
@@ -81,18 +83,27 @@ def layer_table(result: Any) -> None:
     console.print(table)
 
 
-def comparison_table(comparison: Any) -> None:
-    """Image distance, prompt fidelity and time of teacher and student."""
-    table = Table(title=f"{len(comparison.prompts)} held-out prompts, the same seeds")
-    table.add_column("")
-    table.add_column("teacher", justify="right")
-    table.add_column("student", justify="right")
-    values = comparison.psnr
-    table.add_row("PSNR to the teacher, mean", "-", f"{comparison.mean_psnr:.1f} dB")
-    table.add_row("PSNR to the teacher, worst", "-", f"{min(values):.1f} dB")
-    if comparison.fidelity:
-        for name in comparison.fidelity["teacher"]:
-            label = "prompt fidelity (mean)" if name == "prompt" else f"{name} as asked"
-            table.add_row(label, *(f"{comparison.fidelity[who][name]:.1%}" for who in ("teacher", "student")))
-    table.add_row("seconds per picture", f"{comparison.teacher_seconds:.2f}", f"{comparison.student_seconds:.2f}")
-    console.print(table)
+@contextlib.contextmanager
+def counting_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar for pictures or passes done; nothing without a terminal."""
+    columns = (BarColumn(), MofNCompleteColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task("", total=None)
+    with bar:
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def evaluation_tables(result: Any) -> None:
+    """Every table of an evaluation; where the output is no terminal, as wide as it needs to be."""
+    from ..evaluate.tables import all_tables, ratio_line
+
+    wide = console if console.is_terminal else Console(highlight=False, markup=False, width=WIDTH_OF_FILES)
+    for number, content in enumerate(all_tables(result)):
+        table = Table(title=content.title)
+        for position, heading in enumerate(content.headings):
+            table.add_column(heading, justify="right" if position else "left")
+        for line in content.lines:
+            table.add_row(*line)
+        wide.print(table)
+        if number == 0 and ratio_line(result):
+            wide.print(ratio_line(result))

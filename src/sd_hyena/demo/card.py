@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..benchmark.machine import machine
 from ..generate.draw import contact_sheet, sample, save_png
+from ..machine import machine
 from ..models import load_pipeline, locate
 from .scenes import COLOURS, LAYOUTS, SUBJECTS, held_out_scenes
 from .scorer import evaluate_scorer, fidelity, load_scorer

@@ -13,23 +13,22 @@ from typing import Any
 
 import torch
 
-from ..api import load_hyena
 from ..benchmark.figures import plot_sizes
 from ..benchmark.kinds import Shape, latent_cells
-from ..benchmark.machine import describe, machine
 from ..benchmark.measure import Limits, Row, crossover, measure_sizes
 from ..distill.settings import TrainSettings
 from ..distill.state import locked
 from ..distill.trainer import Progress, Result, Trainer
-from ..evaluate import Comparison, add_fidelity, compare
+from ..evaluate.run import Evaluation, evaluate
+from ..evaluate.settings import EvaluateSettings
 from ..files import atomic_path
 from ..generate.draw import contact_sheet, save_png
+from ..machine import describe, machine
 from ..models import DEMO, fingerprint, load_pipeline, locate, size_defaults
 from .report import write_report
-from .scenes import held_out_scenes
 
 logger = logging.getLogger(__name__)
-GUIDANCE, FIRST_SEED = 5.0, 1000
+STUDENT = "five Hyena layers"
 SHEET_COLUMNS = 8
 KINDS = (
     "sdp-math",
@@ -60,7 +59,7 @@ class Demonstration:
     """Everything the report shows."""
 
     training: Result
-    comparison: Comparison
+    evaluation: Evaluation
     rows: list[Row]
     machine: dict[str, Any]
     seconds: float
@@ -72,7 +71,7 @@ class Demonstration:
             "machine": self.machine,
             "layers": self.training.figures,
             "mean_relative_error": self.mean_error,
-            "comparison": self.comparison.figures(),
+            "evaluation": self.evaluation.figures(),
             "times": [row.record() for row in self.rows],
             "crossover_px": {kind: crossover(self.rows, kind) for kind in kinds if kind.startswith("hyena")},
             "training_seconds": self.training.seconds,
@@ -105,6 +104,19 @@ def training_settings(settings: DemoSettings) -> TrainSettings:
     )
 
 
+def evaluation_settings(settings: DemoSettings, training: TrainSettings) -> EvaluateSettings:
+    """What ``sd-hyena evaluate`` would be told; training measures the layers itself."""
+    return EvaluateSettings(
+        model=DEMO,
+        num_prompts=settings.prompts,
+        width=training.width,
+        height=training.height,
+        steps=settings.steps,
+        layer_samples=0,
+        no_yardstick=True,
+    )
+
+
 def demonstrate(
     settings: DemoSettings,
     phase: Callable[[str], None] = logger.info,
@@ -123,23 +135,12 @@ def demonstrate(
         training = trainer.run()
         if training.interrupted:
             raise KeyboardInterrupt
-        layers = load_hyena(pipe, training.files[-1])
-        scenes = held_out_scenes(settings.prompts)
-        phase(f"drawing {len(scenes)} held-out prompts twice; replaced: {', '.join(layers)}")
-        comparison = compare(
-            pipe,
-            [scene.caption for scene in scenes],
-            [FIRST_SEED + i for i in range(len(scenes))],
-            num_inference_steps=settings.steps,
-            guidance_scale=GUIDANCE,
-            width=choices.width,
-            height=choices.height,
-        )
-        add_fidelity(comparison)
+        measuring = evaluation_settings(settings, choices)
+        evaluation = evaluate(pipe, {STUDENT: training.files[-1:]}, measuring, phase=phase)
         phase("timing one layer of Stable Diffusion 1.x's size, attention against Hyena")
         rows = measure_sizes(partial(_layer, settings.device), settings.widths, KINDS, Limits(budget=5))
         rows = [row for row in rows if row.timing]
-        result = Demonstration(training, comparison, rows, machine(settings.device), time.time() - started)
+        result = Demonstration(training, evaluation, rows, machine(settings.device), time.time() - started)
         _write(out, result)
     return result
 
@@ -151,13 +152,14 @@ def _layer(device: str, width: int) -> Shape:
 
 
 def _write(out: Path, result: Demonstration) -> None:
-    pairs = result.comparison
-    for number, (teacher, student) in enumerate(zip(pairs.teacher, pairs.student, strict=True)):
-        save_png(teacher, out / f"{number:02d}_teacher.png", pairs.prompts[number])
-        save_png(student, out / f"{number:02d}_student.png", pairs.prompts[number])
+    prompts = result.evaluation.prompts
+    teacher, student = (row.drawing.images for row in result.evaluation.rows)
+    for number, prompt in enumerate(prompts):
+        save_png(teacher[number], out / f"{number:02d}_teacher.png", prompt)
+        save_png(student[number], out / f"{number:02d}_student.png", prompt)
     shown = slice(0, SHEET_COLUMNS)
     labels = ["attention (teacher)", "five attn1 layers replaced by Hyena (student)"]
-    save_png(contact_sheet([pairs.teacher[shown], pairs.student[shown]], labels), out / "side_by_side.png")
+    save_png(contact_sheet([teacher[shown], student[shown]], labels), out / "side_by_side.png")
     title = f"one layer, 320 channels, batch 1, float32\n{describe(result.machine)}"
     plot_sizes(result.rows, title, out / "times.png", out / "times.svg")
     with atomic_path(out / "figures.json") as temporary:

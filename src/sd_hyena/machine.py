@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and how much memory it has left."""
+"""What something was measured on, and how much memory it has left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-LIBRARIES = ("diffusers", "xformers", "tomesd", "triton")
+LIBRARIES = ("diffusers", "torchmetrics", "xformers", "tomesd", "triton")
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

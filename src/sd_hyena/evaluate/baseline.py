@@ -1,0 +1,123 @@
+"""Another operator taught on exactly what a student was taught on, so that the two can stand in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import checkpoint
+from ..distill.settings import TrainSettings
+from ..distill.state import STATE, locked
+from ..errors import SdHyenaError, UsageError
+from ..hyena_file import HyenaFile
+from ..models import DEMO, fingerprint
+from ..settings import resolve
+
+# What may differ between the student's run and the baseline's: where it runs, and where and when it saves.
+ITS_OWN = ("operator", "out_dir", "log_dir", "name_format", "save_every_n_steps", "device")
+logger = logging.getLogger(__name__)
+
+
+class Baseline:
+    """The training run that a student's file records, with another operator.
+
+    ``folder`` keeps its files; a run that was cut off there is gone on with. Raises UsageError if the file does not
+    record its run, or the run cannot be repeated; CheckpointError if the file is unusable.
+    """
+
+    def __init__(self, student: Path | str, operator: str, folder: Path | str, device: str) -> None:
+        self.operator, self.folder = operator, Path(folder)
+        self.student = checkpoint.load(student)
+        own = {
+            "operator": operator,
+            "out_dir": str(folder),
+            "log_dir": str(folder),
+            "name_format": "Hyena-{s:05d}",
+            "save_every_n_steps": 0,
+            "device": device,
+        }
+        self.settings = _recorded(self.student, own)
+        self.settings.validate()
+        self.file = self.folder / f"Hyena-{self.settings.n_steps:05d}.safetensors"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The teacher's type in the student's run."""
+        return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.settings.mixed_precision]
+
+    def finished(self) -> bool:
+        """Whether the folder holds the end of this very run. Raises UsageError if it is another run's."""
+        if not self.file.is_file():
+            return False
+        before, now = checkpoint.load(self.file), dataclasses.asdict(self.settings)
+        changed = [k for k in now if k not in ITS_OWN[1:] and before.training.get(k) != now[k]]
+        if before.teacher != self.student.teacher or changed:
+            raise UsageError(
+                f"{self.file} is the baseline of another run ({', '.join(changed) or 'teacher'}): choose another "
+                "--out_dir, or remove its folder"
+            )
+        # The end of a run has figures on held-out batches; without them it was stopped while saving.
+        return all(layer.figures for layer in before.layers.values())
+
+    def train(
+        self,
+        pipe: Any,
+        phase: Callable[[str], None] = logger.info,
+        on_progress: Callable[[Any], None] = lambda progress: None,
+    ) -> Path:
+        """Trains with the teacher in ``pipe``, which is of ``dtype``, what is still to be trained; returns the file.
+
+        Raises UsageError if the student was taught by another teacher; KeyboardInterrupt if stopped, after saving.
+        """
+        teacher = fingerprint(pipe)
+        if teacher != self.student.teacher:
+            raise UsageError(f"{self.student.path}: was taught by another model, which a baseline would need too")
+        if self.finished():
+            phase(f"the baseline is in {self.file}")
+            return self.file
+        from accelerate import Accelerator
+
+        from ..distill.trainer import Trainer
+
+        s = self.settings
+        accelerator = Accelerator(
+            mixed_precision=s.mixed_precision,
+            gradient_accumulation_steps=s.gradient_accumulation_steps,
+            cpu=s.device == "cpu",
+        )
+        with locked(self.folder):
+            resume = (self.folder / STATE).exists()
+            phase(f"teaching the baseline, {self.operator} attention: {s.n_steps} steps in {self.folder}")
+            trainer = Trainer(s, pipe, teacher, accelerator, s.teacher_model == DEMO, phase, on_progress)
+            result = trainer.run(resume)
+        if result.interrupted:
+            raise KeyboardInterrupt
+        return self.file
+
+
+def _recorded(student: HyenaFile, own: dict[str, Any]) -> TrainSettings:
+    """The settings of the run that wrote ``student``, with the baseline's own. Raises UsageError."""
+    record = student.training
+    known = {f.name for f in dataclasses.fields(TrainSettings)}
+    if "teacher_model" not in record or "n_steps" not in record:
+        raise UsageError(f"{student.path}: does not record how it was trained, so no baseline can be trained likewise")
+    if record.get("pretrained_weight"):
+        raise UsageError(
+            f"{student.path}: was trained from {record['pretrained_weight']}: a baseline cannot start from there"
+        )
+    if record.get("step", record["n_steps"]) != record["n_steps"]:
+        logger.warning(
+            "%s was saved at step %s of %s: the baseline is trained for all of them",
+            student.path,
+            record["step"],
+            record["n_steps"],
+        )
+    try:
+        return resolve(TrainSettings, {k: v for k, v in record.items() if k in known} | own)
+    except TypeError as error:
+        raise SdHyenaError(f"{student.path}: its record of the training is malformed: {error}") from None

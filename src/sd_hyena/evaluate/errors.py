@@ -1,0 +1,96 @@
+"""Errors of layers and of the whole UNet, by timestep band, against one sweep of the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..distill.capture import capture
+from ..distill.losses import Distance
+from ..distill.students import Students
+from ..targets import find_targets
+from .inputs import HeldOut
+
+Figures = dict[str, Any]
+
+
+class BandDistance:
+    """A :class:`Distance` for each timestep band."""
+
+    def __init__(self, bands: int) -> None:
+        self.bands = [Distance() for _ in range(bands)]
+
+    def add(self, band: int, student: Tensor, teacher: Tensor) -> None:
+        """Takes in one batch of that band, both (B, L, D)."""
+        self.bands[band].add(student, teacher)
+
+    def figures(self) -> Figures:
+        """``relative_error`` and ``cosine``, each the mean over the bands; ``bands``: the same of each band."""
+        each = [distance.figures() for distance in self.bands]
+        return {key: sum(f[key] for f in each) / len(each) for key in ("relative_error", "cosine")} | {"bands": each}
+
+
+class TeacherSweep:
+    """One pass of the teacher over the held-out inputs: what its UNet predicts, and every student's layers on the
+    activations that the teacher's own layers see.
+
+    ``operators`` are the layers to be measured, by student and target name, on the UNet's device; nothing may be
+    attached meanwhile. ``progress`` is told how many calls of how many are done.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        inputs: HeldOut,
+        operators: Mapping[str, Mapping[str, nn.Module]],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.pipe, self.inputs = pipe, inputs
+        targets = find_targets(pipe.unet)
+        needed = [t for name, t in targets.items() if any(name in layers for layers in operators.values())]
+        attentions = {t.name: pipe.unet.get_submodule(t.path) for t in needed}
+        students = {label: Students(layers, attentions) for label, layers in operators.items()}
+        count = len(inputs.edges)
+        distances = {label: {name: BandDistance(count) for name in layers} for label, layers in operators.items()}
+        self.predictions: list[Tensor] = []
+        with torch.no_grad(), capture(pipe.unet, needed) as records:
+            for number, batch in enumerate(inputs):
+                self.predictions.append(pipe.unet(**batch.call).sample.cpu())
+                for label, student in students.items():
+                    for name, y in student(records).items():
+                        distances[label][name].add(batch.band, y, records[name].y)
+                progress(number + 1, len(inputs))
+        self.layers: dict[str, dict[str, Figures]] = {
+            label: {name: distance.figures() for name, distance in each.items()} for label, each in distances.items()
+        }
+
+    @torch.no_grad()
+    def unet_errors(self, guidance: float) -> dict[str, Figures]:
+        """The prediction error of the UNet as it stands now, epsilon or v alike: ``|s - t|^2 / |t - mean t|^2``, the
+        mean per latent channel over samples and cells.
+
+        ``conditional``: of the prediction with the prompt; ``guided``: of ``u + guidance * (c - u)``, what the sampler
+        goes by, where there is guidance.
+        """
+        count = len(self.inputs.edges)
+        results = {"conditional": BandDistance(count)} | ({"guided": BandDistance(count)} if guidance > 1 else {})
+        for batch, teacher in zip(self.inputs, self.predictions, strict=True):
+            student = self.pipe.unet(**batch.call).sample.cpu()
+            for name, distance in results.items():
+                weight = guidance if name == "guided" else 1.0
+                distance.add(batch.band, *(_tokens(_combine(p.float(), weight)) for p in (student, teacher)))
+        return {name: distance.figures() for name, distance in results.items()}
+
+
+def _combine(prediction: Tensor, guidance: float) -> Tensor:
+    """Predictions (2 B, C, h, w), with the prompts and then without -> (B, C, h, w)."""
+    conditional, unconditional = prediction.chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def _tokens(prediction: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h * w, C)"""
+    return prediction.flatten(2).transpose(1, 2)

@@ -1,0 +1,89 @@
+"""What errors are measured on: latents the teacher drew, noised to timesteps spread evenly over bands."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BATCH = 4  # samples a call; each counts twice, with its prompt and without
+
+
+@dataclass
+class Inputs:
+    """One UNet call: its keyword arguments, of which the first half of the batch has the prompts and the second
+    half, the same samples, the empty prompt; and the timestep band they belong to."""
+
+    band: int
+    call: dict[str, Any]
+
+
+class HeldOut:
+    """Noised latents for each band, the same for every student: sample j of band b is noised with seed
+    ``b * samples + j`` and takes the latents in turn.
+
+    Args:
+        latents: (N, C, h, w), drawn by the teacher for ``prompts``.
+        bands: how many equal parts the training timesteps are cut into.
+        samples: noised latents in each band, at timesteps spread evenly over it.
+    """
+
+    def __init__(self, pipe: Any, latents: Tensor, prompts: Sequence[str], bands: int, samples: int) -> None:
+        from diffusers import DDPMScheduler
+
+        self.pipe, self.latents, self.prompts, self.samples = pipe, latents, list(prompts), samples
+        self.noising = DDPMScheduler.from_config(pipe.scheduler.config)
+        self.edges = band_edges(self.noising.config.num_train_timesteps, bands)
+        self._texts: dict[str, tuple[Tensor, ...]] = {}
+
+    def __iter__(self) -> Iterator[Inputs]:
+        """All calls, band by band."""
+        for band in range(len(self.edges)):
+            for start in range(0, self.samples, BATCH):
+                yield Inputs(band, self._call(band, range(start, min(start + BATCH, self.samples))))
+
+    def __len__(self) -> int:
+        return len(self.edges) * -(-self.samples // BATCH)
+
+    def _call(self, band: int, positions: Sequence[int]) -> dict[str, Any]:
+        unet = self.pipe.unet
+        first, last = self.edges[band]
+        numbers = [band * self.samples + j for j in positions]
+        chosen = [n % len(self.prompts) for n in numbers]
+        noise = [torch.randn(self.latents.shape[1:], generator=torch.Generator().manual_seed(n)) for n in numbers]
+        t = torch.tensor([first + int((j + 0.5) / self.samples * (last + 1 - first)) for j in positions])
+        noisy = self.noising.add_noise(self.latents[chosen], torch.stack(noise), t)
+        texts = [self._text(self.prompts[i]) for i in chosen]
+        # (states, empty states[, pooled, empty pooled]) of each prompt -> one batch of states [and one of pooled]
+        columns = [torch.cat(column) for column in zip(*texts, strict=True)]
+        both = [torch.cat(columns[k : k + 2]) for k in range(0, len(columns), 2)]
+        call: dict[str, Any] = {
+            "sample": torch.cat([noisy, noisy]).to(unet.device, unet.dtype),
+            "timestep": torch.cat([t, t]).to(unet.device),
+            "encoder_hidden_states": both[0].to(unet.device, unet.dtype),
+        }
+        if len(both) == 2:  # SDXL: pooled text, and the picture's size as it would be drawn
+            h, w = (side * self.pipe.vae_scale_factor for side in self.latents.shape[-2:])
+            ids = torch.tensor([[h, w, 0, 0, h, w]] * len(t) * 2, device=unet.device, dtype=unet.dtype)
+            call["added_cond_kwargs"] = {"text_embeds": both[1].to(unet.device, unet.dtype), "time_ids": ids}
+        return call
+
+    @torch.no_grad()
+    def _text(self, prompt: str) -> tuple[Tensor, ...]:
+        """States with the prompt and with none, as the pipeline guides with; SDXL: then both pooled ones."""
+        if prompt not in self._texts:
+            encoded = self.pipe.encode_prompt(
+                prompt, device=self.pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=True
+            )
+            self._texts[prompt] = tuple(text.cpu() for text in encoded)
+        return self._texts[prompt]
+
+
+def band_edges(timesteps: int, bands: int) -> list[tuple[int, int]]:
+    """First and last timestep of each band: (1000, 5) -> [(0, 199), (200, 399), ...]."""
+    cuts = [timesteps * i // bands for i in range(bands + 1)]
+    return [(a, b - 1) for a, b in itertools.pairwise(cuts)]

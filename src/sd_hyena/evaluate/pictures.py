@@ -1,0 +1,110 @@
+"""Pictures and latents for the same prompts and seeds, and how far apart two sets of them are."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..generate.draw import sample
+
+MAX_PSNR = 100.0  # dB; what identical pictures count as, so that means stay finite
+BATCH = 4
+
+
+@dataclass
+class Drawing:
+    """Pictures, the latents (N, C, h, w) they were decoded from, on the CPU, and seconds per picture."""
+
+    images: list[Image.Image]
+    latents: Tensor
+    seconds: float
+
+
+@dataclass
+class Distances:
+    """How far each picture is from its counterpart: PSNR in dB, SSIM, and |a - b|^2 / |a - mean a|^2 of the latents."""
+
+    psnr: list[float]
+    ssim: list[float]
+    latent: list[float]
+
+    def figures(self) -> dict[str, float]:
+        """Means, and the worst PSNR."""
+        return {
+            "psnr_mean_db": statistics.mean(self.psnr),
+            "psnr_min_db": min(self.psnr),
+            "ssim_mean": statistics.mean(self.ssim),
+            "latent_distance_mean": statistics.mean(self.latent),
+        }
+
+
+def draw(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
+) -> Drawing:
+    """Draws every prompt with the UNet as it stands; picture i depends on prompt i and seed i alone.
+
+    ``options`` go to the pipeline (size, steps, guidance). ``progress`` is told how many pictures of how many are
+    done.
+    """
+    images: list[Image.Image] = []
+    latents: list[Tensor] = []
+    kept: dict[str, Tensor] = {}
+
+    def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept.update(tensors)
+        return tensors
+
+    began = time.perf_counter()
+    for start in range(0, len(prompts), BATCH):
+        chunk = slice(start, start + BATCH)
+        images += sample(pipe, prompts[chunk], seeds[chunk], callback_on_step_end=keep, **options)
+        latents.append(kept["latents"].float().cpu())
+        progress(len(images), len(prompts))
+    return Drawing(images, torch.cat(latents), (time.perf_counter() - began) / len(prompts))
+
+
+def compare(reference: Drawing, other: Drawing) -> Distances:
+    """Every picture of ``other`` against the same place's of ``reference``."""
+    pairs = list(zip(reference.images, other.images, strict=True))
+    return Distances(
+        [psnr(a, b) for a, b in pairs],
+        [ssim(a, b) for a, b in pairs],
+        [latent_distance(a, b) for a, b in zip(reference.latents, other.latents, strict=True)],
+    )
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    """``10 log10(255^2 / MSE)`` of two 8-bit RGB pictures of the same size, at most MAX_PSNR."""
+    mse = np.square(_pixels(a) - _pixels(b)).mean()
+    return MAX_PSNR if mse == 0 else min(MAX_PSNR, float(10 * np.log10(255**2 / mse)))
+
+
+def ssim(a: Image.Image, b: Image.Image) -> float:
+    """Structural similarity of two 8-bit RGB pictures of the same size (Wang et al. 2004: Gaussian window of
+    standard deviation 1.5), the mean of the three channels; 1 for the same picture."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    x, y = (torch.from_numpy(_pixels(image)).permute(2, 0, 1)[None] for image in (a, b))
+    return structural_similarity_index_measure(y, x, data_range=255.0).item()
+
+
+def latent_distance(a: Tensor, b: Tensor) -> float:
+    """``|a - b|^2 / |a - mean a|^2`` of two latents (C, h, w), the mean per channel: 1 is what a's means score."""
+    spread = (a - a.mean((1, 2), keepdim=True)).double().square().sum().item()
+    return (a - b).double().square().sum().item() / max(spread, 1e-12)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB"), dtype=np.float64)

@@ -1,0 +1,141 @@
+"""What an evaluation leaves in its folder: figures as JSON and Markdown, a contact sheet, ``report.html``."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import SdHyenaError
+from ..files import atomic_path
+from ..generate.draw import contact_sheet, save_png
+from . import page
+from .plot import plot_errors
+from .run import Evaluation, Row, command
+from .tables import Table, all_tables, decibels, ratio_line, short, summary
+
+SHEET_COLUMNS = 8
+SHEET_SIDES = (192, 384)  # px; smaller pictures are enlarged on the sheet, larger ones reduced
+PLOT = "errors.png"
+
+
+def write_report(folder: Path, result: Evaluation) -> list[Path]:
+    """Writes evaluation.json, evaluation.md, sheet.png, report.html and, if errors were measured, errors.png.
+
+    Returns what was written. Raises SdHyenaError if the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [folder / name for name in ("report.html", "evaluation.md", "evaluation.json", "sheet.png")]
+        if plot_errors(result, folder / PLOT):
+            written.append(folder / PLOT)
+        texts = (_html(result, folder), markdown(result), json.dumps(result.figures(), indent=2) + "\n")
+        for path, text in zip(written[:3], texts, strict=True):
+            with atomic_path(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SdHyenaError(f"output folder {folder}: {error.strerror or error}") from None
+    save_png(sheet(result), folder / "sheet.png")
+    return written
+
+
+def sheet(result: Evaluation) -> Image.Image:
+    """The teacher's pictures above each student's, from the first student's best PSNR to its worst, each with its
+    PSNR over it."""
+    shown = [result.teacher, *result.students]
+    rows, labels = [], []
+    for start in range(0, len(result.prompts), SHEET_COLUMNS):
+        places = result.ranking[start : start + SHEET_COLUMNS]
+        for row in shown:
+            rows.append([_resized(row.drawing.images[i]) for i in places])
+            labels.append([_caption(result, row, i) for i in places])
+    return contact_sheet(rows, labels)
+
+
+def _caption(result: Evaluation, row: Row, place: int) -> str:
+    if row.distances is None:
+        return result.prompts[place]
+    return f"{row.label}: {decibels(row.distances.psnr[place])}"
+
+
+def _resized(image: Image.Image) -> Image.Image:
+    low, high = SHEET_SIDES
+    side = max(image.size)
+    if side < low:
+        return image.resize([n * -(-low // side) for n in image.size], Image.Resampling.NEAREST)
+    if side > high:
+        return image.resize([max(1, round(n * high / side)) for n in image.size], Image.Resampling.LANCZOS)
+    return image
+
+
+def markdown(result: Evaluation) -> str:
+    """The tables, and where and how they were measured."""
+    parts = ["# Teacher against student", f"`{command(result.settings)}`", _where(result)]
+    for table in all_tables(result):
+        parts += [f"## {table.title}", table.note, _markdown_table(table)]
+        if table.title == summary(result).title and ratio_line(result):
+            parts.append(f"**{ratio_line(result)}**")
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    rule = ["---", *["---:"] * (len(table.headings) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (table.headings, rule, *table.lines))
+
+
+def _where(result: Evaluation) -> str:
+    s, facts = result.settings, ", ".join(f"{k} {v}" for k, v in result.machine.items())
+    return f"{s.width}x{s.height} px, {s.steps} steps, guidance {s.cfg_scale:g}, seeds from {s.seed}; {facts}."
+
+
+def _html(result: Evaluation, folder: Path) -> str:
+    first, tables = result.students[0], all_tables(result)
+    parts = [
+        f"<h1>{html.escape(result.settings.model)}: teacher against {html.escape(first.label)}</h1>",
+        "<p>The same held-out prompts, drawn from the same seeds with the teacher's self-attention and with Hyena "
+        "layers in its place.</p>",
+        page.keys(_keys(result)),
+    ]
+    for number, table in enumerate(tables):
+        parts.append(f"<h2>{html.escape(table.title)}</h2>" + page.table(table.headings, table.lines))
+        parts.append(f'<p class="note">{html.escape(table.note)}</p>')
+        if number == 0:
+            if ratio_line(result):
+                parts.append(f"<p><b>{html.escape(ratio_line(result))}</b></p>")
+            parts.append(_pictures(result))
+            if first.unet:
+                source = page.inline(folder / PLOT, "image/png")
+                parts.append(f'<h2>Error by timestep</h2><img class="plot" alt="error by timestep" src="{source}">')
+    parts.append(f"<h2>Where and how</h2><p>{html.escape(_where(result))}</p>")
+    parts.append(f"<p><code>{html.escape(command(result.settings))}</code></p>")
+    return page.page(f"sd-hyena evaluate: {first.label}", *parts)
+
+
+def _keys(result: Evaluation) -> list[tuple[str, str]]:
+    first = result.students[0]
+    assert first.distances is not None
+    figures = first.distances.figures()
+    keys = [
+        (decibels(figures["psnr_mean_db"]), "mean PSNR, student to teacher"),
+        (f"{figures['ssim_mean']:.3f}", "mean SSIM"),
+    ]
+    if first.layer_error is not None:
+        keys.append((short(first.layer_error), "relative error per layer, mean"))
+        keys.append((short(first.unet["conditional"]["relative_error"]), "prediction error of the UNet, mean"))
+    if "prompt_fidelity" in first.scores:
+        asked = [row.scores["prompt_fidelity"] for row in (first, result.teacher)]
+        keys.append((f"{asked[0]:.0%} / {asked[1]:.0%}", "prompt fidelity, student / teacher"))
+    return keys
+
+
+def _pictures(result: Evaluation) -> str:
+    """Every prompt's pictures, from the first student's best to its worst."""
+    shown = [result.teacher, *result.students]
+    names = ", ".join(row.label for row in shown)
+    items = []
+    for i in result.ranking:
+        values = [decibels(row.distances.psnr[i]) for row in shown if row.distances]
+        items.append(([row.drawing.images[i] for row in shown], f"{result.prompts[i]} - {', '.join(values)}"))
+    return f"<h2>Pictures, best to worst: {html.escape(names)}</h2>{page.pairs(items)}"

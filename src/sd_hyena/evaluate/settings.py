@@ -1,0 +1,124 @@
+"""What ``sd-hyena evaluate`` can be told. Light: imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UsageError
+from ..generate.settings import GenerateSettings, split_entries
+from ..models import DEMO
+from ..settings import option
+
+MAX_BANDS = 100
+MIN_SIDE = 16  # px: the window of the structural similarity is 11 px wide
+
+
+@dataclass
+class EvaluateSettings:
+    """Settings of one evaluation; those it shares with ``generate`` mean the same. ``validate`` checks what needs
+    no model."""
+
+    model: str = option(help="demo, a diffusers folder, a single file, a hub id", short="-m")
+    hyena: str = option(
+        "", "Hyena file(s) to measure: comma-separated entries are rows of the table, a+b stacks files", short="-y"
+    )
+    target: str = option("", "which layers to replace; unless given, all that the file holds", short="-t")
+    prompts: str = option("", "file with one prompt a line; unless given, the bundled model's held-out prompts")
+    num_prompts: int = option(16, "how many prompts to draw", short="-n")
+    width: int = option(512, "image width in px; demo: 256 unless given", short="-W")
+    height: int = option(512, "image height in px; demo: 256 unless given", short="-H")
+    steps: int = option(30, "diffusion steps", short="-s")
+    cfg_scale: float = option(5.0, "classifier-free guidance scale", short="-c")
+    seed: int = option(1000, "of the first prompt; the next ones count up", short="-k")
+    scaling: str = option("file", "how filters grow to larger images", choices=("file", "extend", "stretch"))
+    bands: int = option(5, "timestep bands of the error figures")
+    layer_samples: int = option(8, "noised latents in each band that errors are measured on; 0: pictures only")
+    no_yardstick: bool = option(False, "leave out the teacher with another attention backend and in bfloat16")
+    baseline: str = option(
+        "none",
+        "also train this on the first file's data, seed and steps, and put it in the table",
+        choices=("none", "linear"),
+    )
+    clip_model: str = option("", "CLIP model for a CLIP score: a transformers folder or a hub id")
+    fid: bool = option(False, "Frechet distance to the teacher's pictures (torch-fidelity and its weights)")
+    lpips: bool = option(False, "LPIPS to the teacher's pictures (torchvision and its AlexNet weights)")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    out_dir: str = option(
+        "", "folder for evaluation.json and .md, sheet.png, report.html; unless given, only print", short="-o"
+    )
+
+    def validate(self) -> None:
+        """Raises UsageError for the first setting that cannot work."""
+        for name, low, high in (
+            ("num_prompts", 1, 100_000),
+            ("bands", 1, MAX_BANDS),
+            ("layer_samples", 0, 10_000),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(f"--{name} is {getattr(self, name)}, but must be from {low} to {high}")
+        if min(self.width, self.height) < MIN_SIDE:
+            raise UsageError(f"{self.width}x{self.height} px is too small to compare pictures: {MIN_SIDE} px or more")
+        if self.seed < 0:
+            raise UsageError(f"--seed is {self.seed}, but must be a whole number from 0")
+        self.drawing().validate()
+        entries = self.entries()
+        if not all(entries):
+            raise UsageError("--hyena: every entry must name a file, or files stacked with +")
+        if self.fid and self.num_prompts < 2:
+            raise UsageError("--fid compares sets of pictures: --num_prompts must be at least 2")
+        if self.baseline != "none":
+            if len(entries[0]) != 1:
+                raise UsageError("--baseline repeats the training of one file: --hyena must start with a single file")
+            if not self.out_dir:
+                raise UsageError("--baseline needs --out_dir, where the baseline's files are kept")
+        labels(entries)
+
+    def entries(self) -> list[list[str]]:
+        """For each student, the files stacked in it."""
+        return split_entries(self.hyena)
+
+    def drawing(self) -> GenerateSettings:
+        """What the pictures are drawn with."""
+        return GenerateSettings(
+            model=self.model,
+            prompt="-",
+            hyena=self.hyena,
+            target=self.target,
+            width=self.width,
+            height=self.height,
+            steps=self.steps,
+            cfg_scale=self.cfg_scale,
+            seed=self.seed,
+            scaling=self.scaling,
+            overwrite=True,
+        )
+
+    def read_prompts(self) -> list[str]:
+        """``num_prompts`` prompts, of the file or the bundled model's held-out ones, over again where there are
+        fewer. Raises UsageError."""
+        if self.prompts:
+            from ..distill.data import read_prompts
+
+            lines = read_prompts(self.prompts)
+        elif self.model == DEMO:
+            from ..demo.scenes import held_out_scenes
+
+            lines = [scene.caption for scene in held_out_scenes(self.num_prompts)]
+        else:
+            raise UsageError("--prompts is required: a file with one prompt a line, none of which was trained on")
+        return [lines[i % len(lines)] for i in range(self.num_prompts)]
+
+
+def labels(entries: Sequence[Sequence[str]]) -> list[str]:
+    """A short name for each entry: its files' names, with as much of their folders as tells all entries apart.
+    Raises UsageError if an entry is given twice."""
+    depth = max((len(Path(file).parts) for entry in entries for file in entry), default=1)
+    for parts in range(1, depth + 1):
+        names = ["+".join("/".join(Path(f).with_suffix("").parts[-parts:]) for f in entry) for entry in entries]
+        if len(set(names)) == len(names):
+            return names
+    twice = next(name for name, count in Counter(names).items() if count > 1)
+    raise UsageError(f"--hyena: {twice} is given twice")
