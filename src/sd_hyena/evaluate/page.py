@@ -14,7 +14,8 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
 table { border-collapse: collapse; margin: .8rem 0 } th, td { padding: .25rem .8rem; text-align: right }
-td { white-space: nowrap } th { border-bottom: 1px solid #999; font-weight: 600 } td:first-child, th:first-child { text-align: left }
+td { white-space: nowrap }
+th { border-bottom: 1px solid #999; font-weight: 600 } td:first-child, th:first-child { text-align: left }
 .pairs { display: grid; gap: 1.2rem;
   grid-template-columns: repeat(auto-fill, minmax(calc(var(--abreast) * 7.5rem), 1fr)) }
 .pair div { display: flex; gap: 3px } .pair img { flex: 1; min-width: 0 }

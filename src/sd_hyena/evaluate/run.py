@@ -161,7 +161,7 @@ def evaluate(
     drawing = settings.drawing()
     operators = {label: _operators(pipe, entry, drawing) for label, entry in files.items()}
     if baseline is not None:
-        label = f"{baseline.operator} attention, baseline"
+        label = f"{baseline.operator} attention"
         layers = ",".join(operators[next(iter(students))])
         kinds[label], files[label] = "baseline", [str(baseline.file)]
         operators[label] = _operators(pipe, files[label], replace(drawing, target=layers, scaling="file"))

@@ -105,7 +105,7 @@ class _ClipFeatures(nn.Module):
 
 def _fid(device: str) -> Score:
     _require("--fid", "torch_fidelity", "torch-fidelity")
-    from torchmetrics.image import FrechetInceptionDistance
+    from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = _build("--fid", partial(FrechetInceptionDistance, reset_real_features=False)).to(device)
 

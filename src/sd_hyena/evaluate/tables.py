@@ -108,8 +108,8 @@ def ratio_line(result: Evaluation) -> str:
     """How the baseline compares to the first student, in a line; empty without one."""
     if result.baseline_ratio is None:
         return ""
-    name = result.settings.baseline
-    return f"error of {name} attention / ours, mean over the layers: {result.baseline_ratio:.2f}"
+    name = next(row.label for row in result.rows if row.kind == "baseline")
+    return f"error of {name} / ours, mean over the layers: {result.baseline_ratio:.2f}"
 
 
 def short(value: float | None) -> str:

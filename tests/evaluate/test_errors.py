@@ -1,0 +1,130 @@
+"""Errors of layers and UNet: nothing for the teacher's own attention, 1 for a constant, and as defined otherwise."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sd_hyena import patch
+from sd_hyena.evaluate.errors import TeacherSweep
+from sd_hyena.evaluate.inputs import HeldOut, band_edges
+from sd_hyena.evaluate.pictures import MAX_PSNR, compare, draw
+from sd_hyena.targets import find_targets
+
+PROMPTS = ["a frog on the left, red background", "two pigs, blue background"]
+LAYERS = ["IN01", "OUT11"]
+
+
+class Stand(nn.Module):
+    """A stand-in for an operator: the teacher's attention, with its output changed."""
+
+    def __init__(self, attention, change=lambda y: y):
+        super().__init__()
+        self.attention, self.change, self.dim = copy.deepcopy(attention), change, attention.query_dim
+
+    def forward(self, x, size):
+        return self.change(self.attention(x))
+
+
+def constant(y):
+    """Each channel's mean over a batch, which here is a whole band."""
+    return y.mean((0, 1), keepdim=True).expand_as(y)
+
+
+@pytest.fixture
+def inputs(pipe):
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return HeldOut(pipe, latents, PROMPTS, bands=3, samples=3)
+
+
+def stands(pipe, change=lambda y: y):
+    targets = find_targets(pipe.unet)
+    return {name: Stand(pipe.unet.get_submodule(targets[name].path), change) for name in LAYERS}
+
+
+def test_bands_cover_every_timestep_once():
+    assert band_edges(1000, 5) == [(0, 199), (200, 399), (400, 599), (600, 799), (800, 999)]
+    edges = band_edges(1000, 3)
+    assert [t for first, last in edges for t in range(first, last + 1)] == list(range(1000))
+
+
+def test_inputs_lie_in_their_bands_and_come_with_and_without_the_prompt(pipe, inputs):
+    calls = list(inputs)
+    assert len(calls) == len(inputs) == 3
+    for batch in calls:
+        first, last = inputs.edges[batch.band]
+        t = batch.call["timestep"]
+        assert ((t >= first) & (t <= last)).all()
+        assert len(set(t[:3].tolist())) == 3
+        assert torch.equal(t[:3], t[3:])
+        assert torch.equal(batch.call["sample"][:3], batch.call["sample"][3:])
+        states = batch.call["encoder_hidden_states"]
+        empty = pipe.encode_prompt("", "cpu", 1, False)[0]
+        asked = pipe.encode_prompt(PROMPTS[batch.band * 3 % 2], "cpu", 1, False)[0]
+        assert torch.allclose(states[3:], empty.expand(3, -1, -1), atol=1e-5)
+        assert torch.allclose(states[:1], asked, atol=1e-5)
+    noise = [batch.call["sample"] for batch in calls]
+    assert torch.equal(noise[2], list(inputs)[2].call["sample"])
+
+
+def test_samples_are_cut_into_batches_without_losing_one(pipe):
+    inputs = HeldOut(pipe, torch.randn(2, 4, 8, 8), PROMPTS, bands=2, samples=6)
+    sizes = [len(batch.call["sample"]) for batch in inputs]
+    assert sizes == [8, 4, 8, 4]
+    assert len(inputs) == 4
+
+
+def test_the_teachers_own_attention_has_no_error(pipe, inputs):
+    operators = stands(pipe)
+    sweep = TeacherSweep(pipe, inputs, {"same": operators})
+    assert set(sweep.layers["same"]) == set(LAYERS)
+    for figures in sweep.layers["same"].values():
+        assert figures["relative_error"] < 1e-10
+        assert figures["cosine"] == pytest.approx(1)
+    options = {"width": 64, "height": 64, "num_inference_steps": 2, "guidance_scale": 5.0}
+    teacher = draw(pipe, PROMPTS, [0, 1], **options)
+    patch.attach(pipe.unet, operators)
+    assert all(f["relative_error"] < 1e-10 for f in sweep.unet_errors(5.0).values())
+    distances = compare(teacher, draw(pipe, PROMPTS, [0, 1], **options))
+    assert distances.psnr == [MAX_PSNR, MAX_PSNR]
+    assert max(distances.latent) < 1e-8
+
+
+def test_a_constant_scores_1_in_every_band(pipe, inputs):
+    layers = TeacherSweep(pipe, inputs, {"constant": stands(pipe, constant)}).layers["constant"]
+    for figures in layers.values():
+        assert figures["relative_error"] == pytest.approx(1, rel=1e-4)
+        assert [band["relative_error"] for band in figures["bands"]] == pytest.approx([1, 1, 1], rel=1e-4)
+
+
+def test_layers_are_measured_on_the_teachers_activations_student_by_student(pipe, inputs):
+    """OUT11's input is the teacher's, whatever IN01 of the same student does; a scaled output has a known error."""
+    scaled = stands(pipe, lambda y: 1.1 * y)
+    layers = TeacherSweep(pipe, inputs, {"scaled": scaled, "same": stands(pipe)}).layers
+    alone = TeacherSweep(pipe, inputs, {"scaled": {"OUT11": scaled["OUT11"]}}).layers
+    assert layers["scaled"]["OUT11"] == alone["scaled"]["OUT11"]
+    assert layers["scaled"]["OUT11"]["cosine"] == pytest.approx(1)
+    assert layers["scaled"]["OUT11"]["relative_error"] >= 0.01  # |0.1 t|^2 / |t - mean|^2
+    assert layers["same"]["OUT11"]["relative_error"] < 1e-10
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_unet_errors_follow_their_definition(pipe, inputs, guidance):
+    sweep = TeacherSweep(pipe, inputs, {})
+    with torch.no_grad():
+        teacher = [pipe.unet(**batch.call).sample.double() for batch in inputs]
+        patch.attach(pipe.unet, stands(pipe, constant))
+        student = [pipe.unet(**batch.call).sample.double() for batch in inputs]
+    errors = sweep.unet_errors(guidance)
+    assert set(errors) == ({"conditional", "guided"} if guidance else {"conditional"})
+    for name, figures in errors.items():
+        expected = []
+        for s, t in zip(student, teacher, strict=True):
+            weight = guidance if name == "guided" else 1
+            s, t = (p[3:] + weight * (p[:3] - p[3:]) for p in (s, t))
+            spread = (t - t.mean((0, 2, 3), keepdim=True)).square().sum()
+            expected.append(((s - t).square().sum() / spread).item())
+        assert [band["relative_error"] for band in figures["bands"]] == pytest.approx(expected, rel=1e-3)
+        assert figures["relative_error"] == pytest.approx(sum(expected) / 3, rel=1e-3)
+        assert min(expected) > 1e-4
