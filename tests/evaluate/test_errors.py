@@ -1,6 +1,7 @@
 """Errors of layers and UNet: nothing for the teacher's own attention, 1 for a constant, and as defined otherwise."""
 
 import copy
+import types
 
 import pytest
 import torch
@@ -73,6 +74,21 @@ def test_samples_are_cut_into_batches_without_losing_one(pipe):
     sizes = [len(batch.call["sample"]) for batch in inputs]
     assert sizes == [8, 4, 8, 4]
     assert len(inputs) == 4
+
+
+def test_two_text_encoders_give_pooled_text_and_the_pictures_size(pipe):
+    """As for SDXL, whose pipeline encodes to states, empty states, pooled and empty pooled text."""
+
+    def encode(prompt, **options):
+        value = float(len(prompt))
+        return [torch.full((1, 7, 4), value), torch.zeros(1, 7, 4), torch.full((1, 6), -value), torch.ones(1, 6)]
+
+    both = types.SimpleNamespace(unet=pipe.unet, scheduler=pipe.scheduler, vae_scale_factor=8, encode_prompt=encode)
+    (batch,) = HeldOut(both, torch.zeros(2, 4, 8, 12), ["a", "bcd"], bands=1, samples=2)
+    assert batch.call["encoder_hidden_states"][:, 0, 0].tolist() == [1, 3, 0, 0]
+    added = batch.call["added_cond_kwargs"]
+    assert added["text_embeds"][:, 0].tolist() == [-1, -3, 1, 1]
+    assert added["time_ids"].tolist() == [[64, 96, 0, 0, 64, 96]] * 4
 
 
 def test_the_teachers_own_attention_has_no_error(pipe, inputs):

@@ -18,8 +18,8 @@ from ..hyena_file import HyenaFile
 from ..models import DEMO, fingerprint
 from ..settings import resolve
 
-# What may differ between the student's run and the baseline's: where it runs, and where and when it saves.
-ITS_OWN = ("operator", "out_dir", "log_dir", "name_format", "save_every_n_steps", "device")
+# Settings that do not change what a run ends with: where it runs, and where and when it saves.
+MAY_DIFFER = ("out_dir", "log_dir", "name_format", "save_every_n_steps", "device")
 logger = logging.getLogger(__name__)
 
 
@@ -55,7 +55,7 @@ class Baseline:
         if not self.file.is_file():
             return False
         before, now = checkpoint.load(self.file), dataclasses.asdict(self.settings)
-        changed = [k for k in now if k not in ITS_OWN[1:] and before.training.get(k) != now[k]]
+        changed = [k for k in now if k not in MAY_DIFFER and before.training.get(k) != now[k]]
         if before.teacher != self.student.teacher or changed:
             raise UsageError(
                 f"{self.file} is the baseline of another run ({', '.join(changed) or 'teacher'}): choose another "
@@ -85,6 +85,8 @@ class Baseline:
         from ..distill.trainer import Trainer
 
         s = self.settings
+        if ":" in s.device:
+            torch.cuda.set_device(s.device)
         accelerator = Accelerator(
             mixed_precision=s.mixed_precision,
             gradient_accumulation_steps=s.gradient_accumulation_steps,

@@ -11,9 +11,9 @@ from pathlib import Path
 from PIL import Image
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
-table { border-collapse: collapse; margin: .8rem 0 } th, td { padding: .25rem .8rem; text-align: right }
+table { border-collapse: collapse; margin: .8rem 0 } th, td { padding: .25rem .6rem; text-align: right }
 td { white-space: nowrap }
 th { border-bottom: 1px solid #999; font-weight: 600 } td:first-child, th:first-child { text-align: left }
 .pairs { display: grid; gap: 1.2rem;
