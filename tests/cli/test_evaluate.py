@@ -247,6 +247,31 @@ def test_a_baseline_needs_the_students_own_teacher(folder, tmp_path, demo_pipe):
         Baseline(path, "causal", tmp_path / "base", "cpu").train(demo_pipe)
 
 
+def test_from_python_the_teacher_is_measured_whatever_was_attached(folder, evaluated, pipe):
+    from sd_hyena import load_hyena
+    from sd_hyena.evaluate import evaluate as measure
+    from sd_hyena.patch import attached
+
+    settings = EvaluateSettings(
+        model="demo", num_prompts=2, width=64, height=64, steps=2, layer_samples=2, bands=2, no_yardstick=True
+    )
+    load_hyena(pipe, folder / "random.safetensors")
+    rows = measure(pipe, {"mine": [taught(folder)]}, settings).figures()["rows"]
+    assert attached(pipe.unet) == {}
+    first = figures_of(evaluated)["rows"]
+    assert rows[0]["scores"] == first[0]["scores"]
+    assert rows[1]["label"] == "mine"
+    assert rows[1]["layers"] == first[3]["layers"]
+    assert rows[1]["psnr_mean_db"] == first[3]["psnr_mean_db"]
+
+    def fail(*args):
+        raise RuntimeError("no score")
+
+    with pytest.raises(RuntimeError, match="no score"):
+        measure(pipe, {"mine": [taught(folder)]}, settings, scores=[fail])
+    assert attached(pipe.unet) == {}
+
+
 def test_names_tell_entries_apart():
     assert labels([["x/a.safetensors"], ["x/b.safetensors", "y/c.safetensors"]]) == ["a", "b+c"]
     assert labels([["x/a.safetensors"], ["y/a.safetensors"]]) == ["x/a", "y/a"]

@@ -95,7 +95,15 @@ class Baseline:
         with locked(self.folder):
             resume = (self.folder / STATE).exists()
             phase(f"teaching the baseline, {self.operator} attention: {s.n_steps} steps in {self.folder}")
-            trainer = Trainer(s, pipe, teacher, accelerator, s.teacher_model == DEMO, phase, on_progress)
+            trainer = Trainer(
+                s,
+                pipe,
+                teacher,
+                accelerator,
+                is_demo=s.teacher_model == DEMO,
+                on_phase=phase,
+                on_progress=on_progress,
+            )
             result = trainer.run(resume)
         if result.interrupted:
             raise KeyboardInterrupt

@@ -159,14 +159,14 @@ def evaluate(
     kinds = dict.fromkeys(students, "student")
     files = {label: list(map(str, entry)) for label, entry in students.items()}
     drawing = settings.drawing()
-    operators = {label: _operators(pipe, entry, drawing) for label, entry in files.items()}
-    if baseline is not None:
-        label = f"{baseline.operator} attention"
-        layers = ",".join(operators[next(iter(students))])
-        kinds[label], files[label] = "baseline", [str(baseline.file)]
-        operators[label] = _operators(pipe, files[label], replace(drawing, target=layers, scaling="file"))
     work = _Work(pipe, settings, prompts, seeds, scores, phase, progress)
     try:
+        operators = {label: _operators(pipe, entry, drawing) for label, entry in files.items()}
+        if baseline is not None:
+            label = f"{baseline.operator} attention"
+            layers = ",".join(operators[next(iter(students))])
+            kinds[label], files[label] = "baseline", [str(baseline.file)]
+            operators[label] = _operators(pipe, files[label], replace(drawing, target=layers, scaling="file"))
         return work.evaluate(kinds, files, operators)
     finally:
         patch.detach(pipe.unet)
