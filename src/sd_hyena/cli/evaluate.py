@@ -70,7 +70,7 @@ def run(args: dict[str, Any]) -> int:
 
 def _prompts(settings: EvaluateSettings, is_demo: bool) -> list[str]:
     if settings.prompts:
-        from ..distill.data import read_prompts
+        from ..distill.prompts import read_prompts
 
         lines = read_prompts(settings.prompts)
         return [lines[i % len(lines)] for i in range(settings.num_prompts)]
