@@ -67,15 +67,9 @@ def preparing_progress(show: bool = True) -> Iterator[Callable[[int, int], None]
     """A bar of pictures done and time left; without a terminal, a line now and then. It appears with the first
     call and goes with the last, so that another may follow."""
     lively = show and console.is_terminal
-    columns = (
-        TextColumn("preparing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("pictures"),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("preparing pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, disable=not lively)
-    printed = -1
+    printed = 0
 
     def advance(done: int, total: int) -> None:
         nonlocal printed
@@ -85,9 +79,9 @@ def preparing_progress(show: bool = True) -> Iterator[Callable[[int, int], None]
         bar.update(bar.tasks[0].id, completed=done)
         if done == total:
             bar.stop()
-        if show and not lively and done > 0 and (done == total or done * 20 // total > printed):
+        if show and not lively and done > printed and (done == total or done * 20 // total > printed * 20 // total):
             console.print(f"picture {done}/{total}", soft_wrap=True)
-        printed = done * 20 // total
+            printed = done
 
     try:
         yield advance

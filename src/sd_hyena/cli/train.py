@@ -144,7 +144,6 @@ def _accelerator(settings: TrainSettings, device: str) -> Any:
 
 def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resume: bool) -> int:
     from ..distill.logbook import Logbook
-    from ..distill.prompts import default_prompts, read_prompts
     from ..distill.trainer import Trainer
     from ..models import fingerprint, load_pipeline
     from .display import console, layer_table, phase, preparing_progress, training_progress
@@ -156,7 +155,7 @@ def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resum
     pipe = load_pipeline(source, str(accelerator.device), dtype)
     run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.out_dir).name}"
     accelerator.init_trackers(run_name, config=vars(settings))
-    prompts = read_prompts(settings.prompts) if settings.prompts else default_prompts(source.is_demo)
+    prompts = _prompts(settings, source)
     shown = prompts[:: max(1, len(prompts) // 2)]
     logbook = Logbook(accelerator, pipe, shown, (settings.height, settings.width), settings.draw_steps)
     with preparing_progress(main) as on_prepare, training_progress(settings.n_steps, main) as advance:
@@ -185,6 +184,18 @@ def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resum
             layer_table(result)
         console.print(f"seed {result.seed}; files: {', '.join(map(str, result.files))}", soft_wrap=True)
     return 128 + result.interrupted if result.interrupted else 0
+
+
+def _prompts(settings: TrainSettings, source: ModelSource) -> list[str]:
+    """Prompts of the pictures to learn from, for those in the log."""
+    from ..distill.prompts import default_prompts, read_prompts
+    from ..distill.shards import finished_manifest, read_shard
+
+    if settings.data_dir:
+        folder = Path(settings.data_dir)
+        _, prompts = read_shard(folder, finished_manifest(folder).shards[0])
+        return prompts[1:] or prompts  # the first is the empty one
+    return read_prompts(settings.prompts) if settings.prompts else default_prompts(source.is_demo)
 
 
 def choose_dtype(mixed_precision: str) -> Any:

@@ -32,12 +32,11 @@ class Bucket:
 class Dataset:
     """A prepared folder, opened: items in buckets by size. Held-out items are never trained on.
 
-    ``shards`` are the tensors of each shard (see :mod:`.shards`), ``prompts`` the prompts of its rows.
+    ``shards`` are the tensors of each shard (see :mod:`.shards`).
     """
 
     manifest: Manifest
     shards: list[dict[str, Tensor]]
-    prompts: list[list[str]]
     buckets: list[Bucket]
 
     @property
@@ -76,16 +75,14 @@ def open_prepared(folder: Path, check: bool = True) -> Dataset:
     """
     manifest = finished_manifest(folder)
     buckets = {size: Bucket(size) for size in manifest.sizes}
-    shards, prompts = [], []
+    shards = []
     for number, shard in enumerate(manifest.shards):
-        tensors, texts = read_shard(folder, shard, check)
-        shards.append(tensors)
-        prompts.append(texts)
+        shards.append(read_shard(folder, shard, check)[0])
         held_out = set(shard.held_out)
         for row in range(shard.items):
             part = buckets[shard.size].validation if row in held_out else buckets[shard.size].training
             part.append((number, row))
-    dataset = Dataset(manifest, shards, prompts, list(buckets.values()))
+    dataset = Dataset(manifest, shards, list(buckets.values()))
     if not (any(b.training for b in dataset.buckets) and any(b.validation for b in dataset.buckets)):
         raise SdHyenaError(f"data folder {folder}: needs pictures to learn from and held-out ones")
     return dataset

@@ -64,17 +64,17 @@ def prepare(
                     continue
                 logger.warning("%s: %s: making it anew", folder / shard_name(number), wrong)
             on_progress(done, plan.n_items)
-            latents = []
+            parts = []
             for start in range(0, len(items), batch_size):
-                part = items[start : start + batch_size]
-                latents.append(_make(pipe, plan, size, part))
-                on_progress(done + start + len(part), plan.n_items)
+                parts.append(_make(pipe, plan, size, items[start : start + batch_size]))
+                on_progress(done + min(start + batch_size, len(items)), plan.n_items)
             done += len(items)
+            latents = torch.cat(parts).float().cpu()
+            if not latents.isfinite().all():
+                raise SdHyenaError(f"{shard_name(number)}: the teacher's latents are not finite: use another precision")
             prompts = list(dict.fromkeys(["", *(item.prompt for item in items)]))
-            tensors = {
-                "latents": torch.cat(latents).float().cpu(),
-                "prompt": torch.tensor([prompts.index(item.prompt) for item in items]),
-            } | prompt_states(pipe, prompts)
+            rows = torch.tensor([prompts.index(item.prompt) for item in items])
+            tensors = {"latents": latents, "prompt": rows} | prompt_states(pipe, prompts)
             held_out = [row for row, item in enumerate(items) if item.held_out]
             manifest.shards[number : number + 1] = [write_shard(folder, number, size, tensors, prompts, held_out)]
             write_manifest(folder, manifest)
@@ -160,7 +160,9 @@ def _manifest(plan: Plan, folder: Path, overwrite: bool) -> Manifest:
     except OSError as error:
         raise SdHyenaError(f"data folder {folder}: {error.strerror}") from None
     if found is None:
-        return Manifest(plan.identity, len(plan.shards))
+        found = Manifest(plan.identity, len(plan.shards))
+        write_manifest(folder, found)
+        return found
     differences = [
         _difference(name, found.identity.get(name), plan.identity.get(name))
         for name in dict.fromkeys([*plan.identity, *found.identity])

@@ -65,7 +65,7 @@ class CaptionedImage:
 def list_images(folder: Path) -> list[CaptionedImage]:
     """The images of a folder by name, each with the caption in the ``.txt`` beside it (empty: no prompt).
 
-    Only headers are read. Raises UsageError for a folder without images, an image without a caption, and a
+    Raises UsageError for a folder without images, an image without a caption, and a
     file that is no image.
     """
     try:
@@ -90,9 +90,10 @@ def _seen_size(path: Path) -> tuple[int, int]:
 
     try:
         with Image.open(path) as image:
+            image.verify()
+        with Image.open(path) as image:  # verify leaves nothing to read from
             width, height = image.size
             turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-            image.verify()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise UsageError(f"image {path}: cannot be read as an image") from None
     return (height, width) if turned else (width, height)
