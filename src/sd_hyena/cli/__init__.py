@@ -12,6 +12,7 @@ from ..errors import SdHyenaError, UsageError
 from ..settings import canonical_flags
 
 COMMANDS = {
+    "prepare": "have a model make the data its students learn from",
     "train": "teach Hyena layers to do what a model's self-attention does",
     "generate": "draw pictures with any set of layers replaced",
     "info": "print what a Hyena file holds",

@@ -28,7 +28,10 @@ class _Rate(ProgressColumn):
 
 @contextlib.contextmanager
 def training_progress(total: int, show: bool = True) -> Iterator[Callable[[Any], None]]:
-    """A bar with loss, relative error, steps/s and time left; without a terminal, a line now and then."""
+    """A bar with loss, relative error, steps/s and time left; without a terminal, a line now and then.
+
+    It appears with the first update.
+    """
     lively = show and console.is_terminal
     columns = (
         TextColumn("training"),
@@ -46,6 +49,7 @@ def training_progress(total: int, show: bool = True) -> Iterator[Callable[[Any],
     def advance(progress: Any) -> None:
         name, value = max(progress.relative_error.items(), key=lambda item: item[1])
         if not bar.tasks[0].started:
+            bar.start()
             bar.start_task(task)
         bar.update(task, completed=progress.step, loss=progress.loss, worst=f"up to {value:.3f} ({name})")
         if show and not lively and (progress.step % every == 0 or progress.step in (1, total)):
@@ -54,8 +58,37 @@ def training_progress(total: int, show: bool = True) -> Iterator[Callable[[Any],
                 soft_wrap=True,
             )
 
-    with bar:
+    try:
         yield advance
+    finally:
+        bar.stop()
+
+
+@contextlib.contextmanager
+def preparing_progress(show: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A bar of pictures done and time left; without a terminal, a line now and then. It appears with the first
+    call and goes with the last, so that another may follow."""
+    lively = show and console.is_terminal
+    columns = (TextColumn("preparing pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, disable=not lively)
+    printed = 0
+
+    def advance(done: int, total: int) -> None:
+        nonlocal printed
+        if not bar.tasks:
+            bar.start()
+            bar.add_task("preparing", completed=done, total=total)
+        bar.update(bar.tasks[0].id, completed=done)
+        if done == total:
+            bar.stop()
+        if show and not lively and done > printed and (done == total or done * 20 // total > printed * 20 // total):
+            console.print(f"picture {done}/{total}", soft_wrap=True)
+            printed = done
+
+    try:
+        yield advance
+    finally:
+        bar.stop()
 
 
 def layer_table(result: Any) -> None:

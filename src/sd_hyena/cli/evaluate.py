@@ -11,7 +11,7 @@ from ..models import ModelSource, check_size, locate, size_defaults
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
 from .generate import check_files
-from .train import choose_device
+from .train import choose_device, choose_dtype
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,15 +46,16 @@ def _evaluate(settings: EvaluateSettings, source: ModelSource, prompts: list[str
     from ..evaluate.run import evaluate
     from ..evaluate.scores import make_scores
     from ..models import load_pipeline
-    from .display import console, counting_progress, evaluation_tables, phase, training_progress
+    from .display import console, counting_progress, evaluation_tables, phase, preparing_progress, training_progress
 
     scores = make_scores(settings, prompts, device)
     phase(f"loading {source.name}")
     pipe = load_pipeline(source, device)
     if baseline is not None:
-        teacher = pipe if baseline.dtype == pipe.unet.dtype else load_pipeline(source, device, baseline.dtype)
-        with training_progress(baseline.settings.n_steps, show=not baseline.finished()) as advance:
-            baseline.train(teacher, phase, advance)
+        dtype = choose_dtype(baseline.settings.mixed_precision)
+        teacher = pipe if dtype == pipe.unet.dtype else load_pipeline(source, device, dtype)
+        with preparing_progress() as on_prepare, training_progress(baseline.settings.n_steps) as advance:
+            baseline.train(teacher, phase, advance, on_prepare)
         del teacher
     entries = settings.entries()
     students = dict(zip(labels(entries), entries, strict=True))

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..distill.prepare_settings import parse_sizes
 from ..distill.settings import TrainSettings
 from ..errors import SdHyenaError, UsageError
 from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
@@ -33,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any]) -> int:
     resume, overwrite = args.pop("resume"), args.pop("overwrite")
     print_config, recipe = args.pop("print_config"), args.pop("config")
-    settings = resolve(TrainSettings, args, recipe, defaults=lambda given: size_defaults(given["teacher_model"]))
+    settings = resolve(TrainSettings, args, recipe, defaults=_defaults)
     settings.validate()
     if print_config:
         print(to_toml(settings))
         return 0
     source = locate(settings.teacher_model)
-    check_size(source.name, settings.width, settings.height)
+    _check_sizes(settings, source)
     device = choose_device(settings.device)
     _check_targets(settings, source)
     if not overwrite:
@@ -51,6 +52,32 @@ def run(args: dict[str, Any]) -> int:
     # The other processes of a distributed run write nothing: the main one holds the folder for all.
     with locked(Path(settings.out_dir)) if accelerator.is_main_process else contextlib.nullcontext():
         return _train(settings, source, accelerator, resume)
+
+
+def _defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """A run that names no width and height takes the first of its sizes, or the model's own."""
+    sizes = _sizes(given.get("data_dir", ""), given.get("sizes", ""))
+    return dict(zip(("width", "height"), sizes[0], strict=True)) if sizes else size_defaults(given["teacher_model"])
+
+
+def _sizes(data_dir: str, sizes: str) -> list[tuple[int, int]]:
+    """What a run learns from, (width, height) in px, unless that is its own width and height."""
+    if data_dir:
+        from ..distill.shards import finished_manifest
+
+        return finished_manifest(Path(data_dir)).sizes
+    return parse_sizes(sizes) if sizes else []
+
+
+def _check_sizes(settings: TrainSettings, source: ModelSource) -> None:
+    check_size(source.name, settings.width, settings.height)
+    for width, height in _sizes(settings.data_dir, settings.sizes):
+        check_size(source.name, width, height)
+        if settings.operator == "causal" and width * height > settings.width * settings.height:
+            raise UsageError(
+                f"--operator causal takes no more than it is built for, {settings.width}x{settings.height} px, "
+                f"and the data have {width}x{height}: raise --width and --height"
+            )
 
 
 def _check_targets(settings: TrainSettings, source: ModelSource) -> None:
@@ -116,25 +143,22 @@ def _accelerator(settings: TrainSettings, device: str) -> Any:
 
 
 def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resume: bool) -> int:
-    import torch
-
-    from ..distill.data import default_prompts, read_prompts
     from ..distill.logbook import Logbook
     from ..distill.trainer import Trainer
     from ..models import fingerprint, load_pipeline
-    from .display import console, layer_table, phase, training_progress
+    from .display import console, layer_table, phase, preparing_progress, training_progress
 
     main = accelerator.is_main_process
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.mixed_precision]
+    dtype = choose_dtype(settings.mixed_precision)
     say = phase if main else logging.getLogger(__name__).debug
     say(f"loading {source.name}")
     pipe = load_pipeline(source, str(accelerator.device), dtype)
     run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.out_dir).name}"
     accelerator.init_trackers(run_name, config=vars(settings))
-    prompts = read_prompts(settings.prompts) if settings.prompts else default_prompts(source.is_demo)
+    prompts = _prompts(settings, source)
     shown = prompts[:: max(1, len(prompts) // 2)]
     logbook = Logbook(accelerator, pipe, shown, (settings.height, settings.width), settings.draw_steps)
-    with training_progress(settings.n_steps, show=main) as advance:
+    with preparing_progress(main) as on_prepare, training_progress(settings.n_steps, main) as advance:
 
         def on_progress(progress: Any) -> None:
             logbook.scalars(progress)
@@ -149,6 +173,7 @@ def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resum
             on_phase=say,
             on_progress=on_progress,
             on_save=logbook.pictures,
+            on_prepare=on_prepare,
         )
         result = trainer.run(resume)
     accelerator.end_training()
@@ -159,6 +184,25 @@ def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resum
             layer_table(result)
         console.print(f"seed {result.seed}; files: {', '.join(map(str, result.files))}", soft_wrap=True)
     return 128 + result.interrupted if result.interrupted else 0
+
+
+def _prompts(settings: TrainSettings, source: ModelSource) -> list[str]:
+    """Prompts of the pictures to learn from, for those in the log."""
+    from ..distill.prompts import default_prompts, read_prompts
+    from ..distill.shards import finished_manifest, read_shard
+
+    if settings.data_dir:
+        folder = Path(settings.data_dir)
+        _, prompts = read_shard(folder, finished_manifest(folder).shards[0])
+        return prompts[1:] or prompts  # the first is the empty one
+    return read_prompts(settings.prompts) if settings.prompts else default_prompts(source.is_demo)
+
+
+def choose_dtype(mixed_precision: str) -> Any:
+    """The torch type that a teacher runs in under ``--mixed_precision``."""
+    import torch
+
+    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
 
 
 def choose_device(name: str) -> str:

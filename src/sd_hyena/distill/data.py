@@ -1,217 +1,188 @@
-"""What students learn from: latents of pictures the teacher drew itself, noised to random timesteps.
+"""What students learn from: prepared latents, noised to random timesteps, with their prompts' states.
 
-Drawn latents are kept on disk in shards, so that a run that was cut off, or the next run on the same
-teacher, prompts and size, goes on where the last one stopped. Every random choice of a batch follows from
-(seed, step, position in the batch): batches are the same whatever was interrupted, and however many
-processes share them.
+Every random choice of a batch follows from (seed, step, position in the batch): batches are the same
+whatever was interrupted, and however many processes share them. All samples of a step have one size.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as serialise
 from torch import Tensor
 
-from ..errors import UsageError
-from ..files import atomic_path
-
-SHARD = 16
-UNCONDITIONAL = 0.3  # share of inputs with the empty prompt: guidance runs half its passes on it
-DRAWING_GUIDANCE = 3.0
-PROMPT_STRIDE = 7919  # a prime: neighbouring pictures get prompts far apart in the list
-logger = logging.getLogger(__name__)
-
-GENERAL_PROMPTS = tuple(
-    f"{medium} of {subject}"
-    for subject in (
-        "a mountain lake at sunrise",
-        "an old man with a grey beard, portrait",
-        "a crowded street market at night",
-        "a cat asleep on a wooden chair",
-        "a bowl of fruit on a table",
-        "a lighthouse in a storm",
-        "a red sports car in a city",
-        "a forest path in autumn",
-        "an astronaut standing on the moon",
-        "a plate of spaghetti",
-        "a castle on a hill",
-        "a girl reading a book by a window",
-        "a fishing village seen from the sea",
-        "a robot in a workshop",
-        "a field of sunflowers",
-        "a snowy owl in flight",
-    )
-    for medium in ("a photograph", "an oil painting", "a detailed illustration")
-)
-
-
-def read_prompts(path: str) -> list[str]:
-    """One prompt a line; blank lines and lines starting with # are left out. Raises UsageError."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"prompts file {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if not prompts:
-        raise UsageError(f"prompts file {path}: holds no prompt")
-    return prompts
-
-
-def default_prompts(is_demo: bool) -> list[str]:
-    """The bundled model's training captions, or a short general list for real checkpoints."""
-    if is_demo:
-        from ..demo.scenes import training_prompts
-
-        return training_prompts()
-    return list(GENERAL_PROMPTS)
-
-
-def cache_root() -> Path:
-    """``$SD_HYENA_CACHE``, else ``sd-hyena`` in the user's cache folder."""
-    if os.environ.get("SD_HYENA_CACHE"):
-        return Path(os.environ["SD_HYENA_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-hyena"
+from ..errors import SdHyenaError
+from .shards import Manifest, finished_manifest, read_shard
 
 
 @dataclass
-class Latents:
-    """Drawn latents (N, C, h, w) and the prompt of each; the last ``held_out`` are never trained on."""
+class Bucket:
+    """All items of one ``size``, (width, height) in px; an item is (shard, row)."""
 
-    latents: Tensor
-    prompts: list[str]
-    held_out: int
-
-    @property
-    def training(self) -> range:
-        return range(len(self.prompts) - self.held_out)
-
-    @property
-    def validation(self) -> range:
-        return range(len(self.prompts) - self.held_out, len(self.prompts))
+    size: tuple[int, int]
+    training: list[tuple[int, int]] = field(default_factory=list)
+    validation: list[tuple[int, int]] = field(default_factory=list)
 
 
-def draw_latents(
-    pipe: Any,
-    teacher: dict[str, str],
-    prompts: Sequence[str],
-    latent_grid: tuple[int, int],
-    count: int,
-    held_out: int,
-    steps: int,
-    batch: int = SHARD,
-) -> Latents:
-    """``count + held_out`` latents sampled by the teacher with guidance, ``batch`` at a time, cached on disk.
+@dataclass
+class Dataset:
+    """A prepared folder, opened: items in buckets by size. Held-out items are never trained on.
 
-    Prompts are spread evenly; the seed of picture i is i, so the cache is shared between runs.
+    ``shards`` are the tensors of each shard (see :mod:`.shards`).
     """
-    total = count + held_out
-    chosen = [prompts[(i * PROMPT_STRIDE) % len(prompts)] for i in range(total)]
-    identity = {
-        "teacher": teacher,
-        "weights": _weights_digest(pipe),
-        "scheduler": [type(pipe.scheduler).__name__, repr(sorted(pipe.scheduler.config.items(), key=str))],
-        "grid": latent_grid,
-        "steps": steps,
-        "guidance": DRAWING_GUIDANCE,
-        "prompts": chosen,
-    }
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
-    folder = cache_root() / "latents" / key
-    folder.mkdir(parents=True, exist_ok=True)
+
+    manifest: Manifest
+    shards: list[dict[str, Tensor]]
+    buckets: list[Bucket]
+
+    @property
+    def key(self) -> str:
+        """A name for the contents: equal for two folders prepared with the same settings."""
+        return self.manifest.key
+
+    def latent(self, item: tuple[int, int]) -> Tensor:
+        """(C, h, w), float32."""
+        shard, row = item
+        return self.shards[shard]["latents"][row].float()
+
+    def text(self, item: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """States (tokens, D) and pooled states (E,), if the model has any, of the item's prompt."""
+        shard, row = item
+        return self._text(shard, int(self.shards[shard]["prompt"][row]))
+
+    def empty_text(self) -> tuple[Tensor, Tensor | None]:
+        """The same of the empty prompt."""
+        return self._text(0, 0)
+
+    def is_unconditional(self, item: tuple[int, int]) -> bool:
+        """Whether the item's own prompt is the empty one."""
+        shard, row = item
+        return int(self.shards[shard]["prompt"][row]) == 0
+
+    def _text(self, shard: int, row: int) -> tuple[Tensor, Tensor | None]:
+        tensors = self.shards[shard]
+        return tensors["states"][row], tensors["pooled"][row] if "pooled" in tensors else None
+
+
+def open_prepared(folder: Path, check: bool = True) -> Dataset:
+    """Opens a prepared folder; ``check`` compares every shard's checksum.
+
+    Raises UsageError if there is no such folder, SdHyenaError if it is unfinished or damaged.
+    """
+    manifest = finished_manifest(folder)
+    buckets = {size: Bucket(size) for size in manifest.sizes}
     shards = []
-    for start in range(0, total, SHARD):
-        stop = min(start + SHARD, total)
-        path = folder / f"{start:06d}-{stop:06d}.safetensors"
-        if not path.exists():
-            cuts = [(i, min(i + batch, stop)) for i in range(start, stop, batch)]
-            parts = [_draw(pipe, chosen[i:j], range(i, j), latent_grid, steps) for i, j in cuts]
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(serialise({"latents": torch.cat(parts).cpu().contiguous()}))
-        shards.append(load_file(path)["latents"])
-    return Latents(torch.cat(shards).float(), chosen, held_out)
+    for number, shard in enumerate(manifest.shards):
+        shards.append(read_shard(folder, shard, check)[0])
+        held_out = set(shard.held_out)
+        for row in range(shard.items):
+            part = buckets[shard.size].validation if row in held_out else buckets[shard.size].training
+            part.append((number, row))
+    dataset = Dataset(manifest, shards, list(buckets.values()))
+    if not (any(b.training for b in dataset.buckets) and any(b.validation for b in dataset.buckets)):
+        raise SdHyenaError(f"data folder {folder}: needs pictures to learn from and held-out ones")
+    return dataset
 
 
-def _weights_digest(pipe: Any) -> str:
-    """Tells models apart that share their attention: every tensor's sum, of all that shapes a latent."""
-    digest = hashlib.sha256()
-    for part in ("unet", "text_encoder", "text_encoder_2"):
-        module = getattr(pipe, part, None)
-        for name, tensor in module.state_dict().items() if module is not None else ():
-            digest.update(f"{part}.{name} {tuple(tensor.shape)} {tensor.double().sum().item()!r}".encode())
-    return digest.hexdigest()[:16]
+@dataclass
+class Batch:
+    """Samples for the teacher's UNet, on its device. ``size`` is the latents' (h, w)."""
 
-
-def _draw(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], grid: tuple[int, int], steps: int) -> Tensor:
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    factor = pipe.vae_scale_factor
-    result = pipe(
-        list(prompts),
-        height=grid[0] * factor,
-        width=grid[1] * factor,
-        num_inference_steps=steps,
-        guidance_scale=DRAWING_GUIDANCE,
-        generator=generators,
-        output_type="latent",
-    )
-    return result.images.float()
+    inputs: dict[str, Any]  # keyword arguments of one UNet call
+    latents: Tensor  # (B, C, h, w) without noise, float32
+    noise: Tensor  # (B, C, h, w), float32
+    timesteps: Tensor  # (B,)
+    unconditional: Tensor  # (B,) bool: the states are the empty prompt's
+    size: tuple[int, int]
 
 
 class TeacherInputs:
-    """Noised latents, timesteps and text states for the teacher's UNet, batch by batch."""
+    """Noised latents, timesteps and text states for the teacher's UNet, batch by batch.
 
-    def __init__(self, pipe: Any, data: Latents, seed: int) -> None:
+    ``unconditional`` is the share of samples whose prompt is replaced by the empty one; ``noising`` is the
+    DDPM schedule behind the samples.
+    """
+
+    def __init__(self, pipe: Any, data: Dataset, seed: int, unconditional: float) -> None:
         from diffusers import DDPMScheduler
 
-        self.pipe, self.data, self.seed = pipe, data, seed
+        self.pipe, self.data, self.seed, self.share = pipe, data, seed, unconditional
         self.noising = DDPMScheduler.from_config(pipe.scheduler.config)
-        self._states: dict[str, dict[str, Tensor]] = {}
+        self._training = [b for b in data.buckets if b.training]
+        self._validation = [b for b in data.buckets if b.validation]
 
-    def batch(self, step: int, positions: Sequence[int], validation: bool = False) -> dict[str, Any]:
-        """Keyword arguments of one UNet call. Sample ``p`` of step ``step`` is the same in every run."""
-        device, dtype = self.pipe.unet.device, self.pipe.unet.dtype
-        indices = self.data.validation if validation else self.data.training
-        latents, noises, times, conditions = [], [], [], []
+    def size(self, step: int) -> tuple[int, int]:
+        """(h, w) of the latents of a training step."""
+        h, w = self.data.latent(self._bucket(step).training[0]).shape[-2:]
+        return h, w
+
+    def validation_batches(self, count: int, batch_size: int) -> list[range]:
+        """Positions 0 to count - 1 cut into batches of one size each, for ``batch(..., validation=True)``."""
+        stride = len(self._validation)
+        batches = []
+        for first in range(min(stride, count)):
+            positions = range(first, count, stride)
+            batches += [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
+        return batches
+
+    def batch(self, step: int, positions: Sequence[int], validation: bool = False) -> Batch:
+        """Sample ``p`` of step ``step`` is the same in every run with this seed.
+
+        Validation positions must be among one of ``validation_batches``; ValueError otherwise.
+        """
+        if validation:
+            numbers = {position % len(self._validation) for position in positions}
+            if len(numbers) != 1:
+                raise ValueError("these validation positions have several sizes: use validation_batches")
+            items = self._validation[numbers.pop()].validation
+        else:
+            items = self._bucket(step).training
+        latents, noises, times, texts, empty = [], [], [], [], []
         for position in positions:
             generator = torch.Generator().manual_seed(_mix(self.seed, step, position, validation))
-            index = indices[int(torch.randint(len(indices), (1,), generator=generator))]
-            latents.append(self.data.latents[index])
-            noises.append(torch.randn(self.data.latents.shape[1:], generator=generator))
+            item = items[int(torch.randint(len(items), (1,), generator=generator))]
+            latents.append(self.data.latent(item))
+            noises.append(torch.randn(latents[-1].shape, generator=generator))
             times.append(torch.randint(self.noising.config.num_train_timesteps, (1,), generator=generator))
-            empty = torch.rand((), generator=generator) < UNCONDITIONAL
-            conditions.append(self._text("" if empty else self.data.prompts[index]))
-        t = torch.cat(times)
-        noisy = self.noising.add_noise(torch.stack(latents), torch.stack(noises), t)
-        inputs: dict[str, Any] = {"sample": noisy.to(device, dtype), "timestep": t.to(device)}
-        inputs["encoder_hidden_states"] = torch.cat([c["states"] for c in conditions]).to(device, dtype)
-        if "pooled" in conditions[0]:
-            h, w = (side * self.pipe.vae_scale_factor for side in self.data.latents.shape[-2:])
-            ids = torch.tensor([[h, w, 0, 0, h, w]] * len(positions), device=device, dtype=dtype)
-            pooled = torch.cat([c["pooled"] for c in conditions]).to(device, dtype)
-            inputs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
+            drop = bool(torch.rand((), generator=generator) < self.share)
+            texts.append(self.data.empty_text() if drop else self.data.text(item))
+            empty.append(drop or self.data.is_unconditional(item))
+        device, dtype = self.pipe.unet.device, self.pipe.unet.dtype
+        clean, noise, t = torch.stack(latents), torch.stack(noises), torch.cat(times)
+        noisy = self.noising.add_noise(clean, noise, t)
+        h, w = clean.shape[-2:]
+        inputs = {"sample": noisy.to(device, dtype), "timestep": t.to(device)} | self._conditions(texts, (h, w))
+        dropped = torch.tensor(empty, device=device)
+        return Batch(inputs, clean.to(device), noise.to(device), t.to(device), dropped, (h, w))
+
+    def unconditional(self, batch: Batch) -> dict[str, Any]:
+        """The keyword arguments of the same UNet call with the empty prompt's states for every sample."""
+        return batch.inputs | self._conditions([self.data.empty_text()] * len(batch.latents), batch.size)
+
+    def _conditions(self, texts: Sequence[tuple[Tensor, Tensor | None]], size: tuple[int, int]) -> dict[str, Any]:
+        device, dtype = self.pipe.unet.device, self.pipe.unet.dtype
+        inputs: dict[str, Any] = {"encoder_hidden_states": torch.stack([s for s, _ in texts]).to(device, dtype)}
+        pooled = [p for _, p in texts if p is not None]
+        if pooled:
+            h, w = (side * self.pipe.vae_scale_factor for side in size)
+            ids = torch.tensor([[h, w, 0, 0, h, w]] * len(texts), device=device, dtype=dtype)
+            inputs["added_cond_kwargs"] = {"text_embeds": torch.stack(pooled).to(device, dtype), "time_ids": ids}
         return inputs
 
-    @torch.no_grad()
-    def _text(self, prompt: str) -> dict[str, Tensor]:
-        if prompt not in self._states:
-            encoded = self.pipe.encode_prompt(
-                prompt, device=self.pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-            )
-            self._states[prompt] = {"states": encoded[0].cpu()}
-            if len(encoded) == 4:  # SDXL: states, negative states, pooled, negative pooled
-                self._states[prompt]["pooled"] = encoded[2].cpu()
-        return self._states[prompt]
+    def _bucket(self, step: int) -> Bucket:
+        """The size of a step: each size as often as its share of the items."""
+        number = _mix(self.seed, step, "size", False) % sum(len(b.training) for b in self._training)
+        for bucket in self._training:
+            number -= len(bucket.training)
+            if number < 0:
+                break
+        return bucket
 
 
-def _mix(seed: int, step: int, position: int, validation: bool) -> int:
+def _mix(seed: int, step: int, position: int | str, validation: bool) -> int:
     digest = hashlib.sha256(f"{seed}/{step}/{position}/{validation}".encode()).digest()
     return int.from_bytes(digest[:7], "big")

@@ -10,7 +10,10 @@ import torch
 
 from ..targets import Target
 from .capture import Captured, capture
-from .data import Latents, TeacherInputs
+from .data import Dataset, TeacherInputs
+
+# Of the held-out inputs, whatever a run trains with: figures of different runs are on the same inputs.
+HELD_OUT_UNCONDITIONAL = 0.3
 
 
 class Lessons:
@@ -21,11 +24,11 @@ class Lessons:
     """
 
     def __init__(
-        self, pipe: Any, targets: Sequence[Target], grid: tuple[int, int], data: Latents, seed: int, noise: bool
+        self, pipe: Any, targets: Sequence[Target], data: Dataset, seed: int, noise: bool, unconditional: float
     ) -> None:
-        self.pipe, self.targets, self.grid, self.seed, self.noise = pipe, targets, grid, seed, noise
-        self._training = TeacherInputs(pipe, data, seed)
-        self._held_out = TeacherInputs(pipe, data, seed=0)
+        self.pipe, self.targets, self.seed, self.noise = pipe, targets, seed, noise
+        self._training = TeacherInputs(pipe, data, seed, unconditional)
+        self._held_out = TeacherInputs(pipe, data, seed=0, unconditional=HELD_OUT_UNCONDITIONAL)
 
     def training(self, step: int, positions: Sequence[int]) -> dict[str, Captured]:
         """What a training step learns from."""
@@ -33,11 +36,15 @@ class Lessons:
 
     def activations(self, step: int, positions: Sequence[int]) -> dict[str, Captured]:
         """Real activations on training latents."""
-        return self._teacher_pass(self._training.batch(step, positions))
+        return self._teacher_pass(self._training.batch(step, positions).inputs)
 
     def held_out(self, positions: Sequence[int]) -> dict[str, Captured]:
-        """Real activations on held-out latents, whatever the run's seed."""
-        return self._teacher_pass(self._held_out.batch(0, positions, validation=True))
+        """Real activations on held-out latents, whatever the run's seed; positions from ``held_out_batches``."""
+        return self._teacher_pass(self._held_out.batch(0, positions, validation=True).inputs)
+
+    def held_out_batches(self, count: int, batch_size: int) -> list[range]:
+        """The first ``count`` held-out positions, cut into batches of one size each."""
+        return self._held_out.validation_batches(count, batch_size)
 
     @torch.no_grad()
     def _teacher_pass(self, inputs: dict[str, Any]) -> dict[str, Captured]:
@@ -48,8 +55,9 @@ class Lessons:
     @torch.no_grad()
     def _noise_pass(self, step: int, positions: Sequence[int]) -> dict[str, Captured]:
         records = {}
+        latent = self._training.size(step)
         for number, target in enumerate(self.targets):
-            h, w = target.grid(self.grid)
+            h, w = target.grid(latent)
             samples = []
             for position in positions:
                 key = hashlib.sha256(f"{self.seed}/noise/{step}/{number}/{position}".encode()).digest()

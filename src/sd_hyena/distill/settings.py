@@ -11,9 +11,10 @@ from ..errors import UsageError
 from ..names import check_format, used_fields
 from ..settings import option
 from ..targets import parse_names
+from .prepare_settings import MIXED_PRECISION, check_share, check_spread, parse_sizes
+from .prompts import read_prompts
 
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial")
-MIXED_PRECISION = ("no", "fp16", "bf16")
 INITS = ("teacher", "random")
 DATA = ("teacher", "noise")
 logger = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ class TrainSettings:
     batch_size: int = option(16, "images per step and process", short="-b")
     lr: float = option(1e-5, "learning rate of AdamW", short="-r")
     n_steps: int = option(200, "training steps", short="-n")
-    width: int = option(512, "image width in px; demo: 256 unless given", short="-W")
-    height: int = option(512, "image height in px; demo: 256 unless given", short="-H")
+    width: int = option(512, "image width in px; demo: 256 unless given; else the first of the sizes", short="-W")
+    height: int = option(512, "image height in px; demo: 256 unless given; else the first of the sizes", short="-H")
     save_every_n_steps: int = option(40, "steps between saved files; 0: only the last step", short="-s")
     log_dir: str = option("logs", "TensorBoard folder", short="-l")
     out_dir: str = option("out", "folder for the trained files", short="-o")
@@ -55,10 +56,14 @@ class TrainSettings:
     data: str = option(
         "teacher", "learn from pictures the teacher draws, or from noise as the original did", choices=DATA
     )
+    data_dir: str = option("", "folder made by sd-hyena prepare; none: the teacher draws first, and keeps the pictures")
     prompts: str = option("", "file with one prompt a line; none: a built-in list")
+    sizes: str = option("", "sizes to learn from, WIDTHxHEIGHT in px, a comma list; none: width and height alone")
     n_images: int = option(96, "pictures the teacher draws to learn from (cached)")
     n_held_out: int = option(32, "further pictures, for measuring only")
     draw_steps: int = option(12, "diffusion steps for drawing them")
+    # Guidance runs half its passes on the empty prompt.
+    unconditional: float = option(0.3, "share of the inputs whose prompt is replaced by the empty one")
     lr_scheduler: str = option("cosine", "learning rate schedule", choices=SCHEDULERS)
     lr_warmup_steps: int = option(20, "steps of linear warm-up")
     weight_decay: float = option(0.01, "of the projections; filters have none")
@@ -84,9 +89,15 @@ class TrainSettings:
                 if getattr(self, name) != usual:
                     logger.warning("--%s belongs to hyena2d; the causal operator ignores it", name)
         if self.prompts:
-            from .data import read_prompts
-
             read_prompts(self.prompts)
+        check_share("unconditional", self.unconditional)
+        if self.data_dir:
+            drawn = {"prompts": "", "sizes": "", "n_images": 96, "n_held_out": 32}
+            idle = [f"--{name}" for name, value in drawn.items() if getattr(self, name) != value]
+            if idle:
+                logger.warning("%s: for pictures drawn by this run only; --data_dir ignores it", ", ".join(idle))
+        elif self.sizes:
+            check_spread(self, parse_sizes(self.sizes))
         if self.pretrained_weight:
             _require(
                 Path(self.pretrained_weight).is_file(),

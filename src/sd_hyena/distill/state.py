@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,27 @@ STATE, LOCK = ".train-state.pt", ".train-lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Creates ``folder`` and holds it for one run; raises UsageError if another run has it."""
+def locked(
+    folder: Path, name: str = LOCK, user: str = "training", wait: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Creates ``folder`` and holds it for one run, by a lock file ``name``.
+
+    If another ``user`` run has it: raises UsageError, or, with ``wait``, says so in a line and waits for it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / LOCK, "w")  # noqa: SIM115 - held open for the whole run
+        handle = open(folder / name, "w")  # noqa: SIM115 - held open for the whole run
     except OSError as error:
         raise SdHyenaError(f"output folder {folder}: {error.strerror}") from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.close()
-        raise UsageError(f"output folder {folder} is in use by another training run") from None
-    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            busy = f"output folder {folder} is in use by another {user} run"
+            if wait is None:
+                raise UsageError(busy) from None
+            wait(f"{busy}: waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
         for stray in folder.glob(".*.tmp"):
             stray.unlink(missing_ok=True)
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -25,9 +24,9 @@ from ..errors import SdHyenaError, UsageError
 from ..names import used_fields
 from ..nn import OperatorConfig
 from ..targets import find_targets, select
-from .data import default_prompts, draw_latents, read_prompts
 from .lessons import Lessons
 from .losses import Distance, variance
+from .prepare import training_data
 from .settings import TrainSettings
 from .state import load_state, save_state
 from .students import Students, configure, start_from_teacher
@@ -36,7 +35,7 @@ START_BATCHES = 2  # teacher batches on which mean attention is measured
 VALIDATION_PICTURES = 64
 # Settings that may differ between a run and its resumption; all others must be the same.
 MAX_OVERFLOWS = 40
-MAY_CHANGE = {"log_dir", "out_dir", "save_every_n_steps", "device", "seed"}
+MAY_CHANGE = {"log_dir", "out_dir", "data_dir", "save_every_n_steps", "device", "seed"}
 logger = logging.getLogger(__name__)
 
 
@@ -73,7 +72,8 @@ class Trainer:
     """Teaches the operators of the selected layers of one pipeline.
 
     ``on_progress`` is called after every update, ``on_phase`` with a line for each longer phase, ``on_save``
-    after each save with the step and the students.
+    after each save with the step and the students, ``on_prepare`` with the number of pictures there, and of
+    how many, while the teacher draws.
     """
 
     def __init__(
@@ -86,9 +86,11 @@ class Trainer:
         on_phase: Callable[[str], None] = logger.info,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         on_save: Callable[[int, Students], None] = lambda step, students: None,
+        on_prepare: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.settings, self.pipe, self.teacher, self.accelerator = settings, pipe, teacher, accelerator
         self.on_phase, self.on_progress, self.on_save, self.is_demo = on_phase, on_progress, on_save, is_demo
+        self.on_prepare = on_prepare
         self.out = Path(settings.out_dir)
         self.targets = select(find_targets(pipe.unet), settings.target)
         self.attentions = {t.name: pipe.unet.get_submodule(t.path) for t in self.targets}
@@ -108,11 +110,11 @@ class Trainer:
             self.on_phase(f"nothing to resume in {self.out}: starting at step 0")
         self.seed = self._choose_seed(state)
         torch.manual_seed(self.seed)
-        prompts = self._prepare_inputs()
+        data = self._prepare_inputs()
         # What must be the same when the run is resumed, besides the settings.
         self.identity = {
             "teacher": self.teacher,
-            "prompts_sha256": prompts,
+            "data": data,
             "processes": self.accelerator.num_processes,
         }
         students = self._make_students(started_from=state)
@@ -173,19 +175,12 @@ class Trainer:
         return state["seed"]
 
     def _prepare_inputs(self) -> str:
-        """Has the teacher draw what is to be learned from; returns a digest of the prompts."""
+        """Opens what is to be learned from, drawn by the teacher first where needed; returns its identity."""
         s = self.settings
-        prompts = read_prompts(s.prompts) if s.prompts else default_prompts(self.is_demo)
-        # Noise training draws pictures too, but only to be measured on.
-        count = s.n_images if s.data == "teacher" else 1
-        self.on_phase(
-            f"the teacher draws {count + s.n_held_out} pictures ({s.draw_steps} steps each; kept for later runs)"
-        )
         with self.accelerator.main_process_first():
-            batch = min(s.batch_size, 16)
-            data = draw_latents(self.pipe, self.teacher, prompts, self.grid, count, s.n_held_out, s.draw_steps, batch)
-        self.lessons = Lessons(self.pipe, self.targets, self.grid, data, self.seed, noise=s.data == "noise")
-        return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
+            data = training_data(s, self.pipe, self.teacher, self.is_demo, self.on_phase, self.on_prepare)
+        self.lessons = Lessons(self.pipe, self.targets, data, self.seed, s.data == "noise", s.unconditional)
+        return data.key
 
     def _make_students(self, started_from: dict[str, Any] | None) -> Students:
         operators = {name: config.build() for name, config in self.configs.items()}
@@ -322,8 +317,7 @@ class Trainer:
         """Relative error and cosine per layer on held-out latents, the same inputs in every run."""
         students = self.accelerator.unwrap_model(self.students).eval()
         distances = {t.name: Distance() for t in self.targets}
-        for start in range(0, VALIDATION_PICTURES, self.settings.batch_size):
-            positions = range(start, min(start + self.settings.batch_size, VALIDATION_PICTURES))
+        for positions in self.lessons.held_out_batches(VALIDATION_PICTURES, self.settings.batch_size):
             records = self.lessons.held_out(positions)
             with self.accelerator.autocast():
                 outputs = students(records)

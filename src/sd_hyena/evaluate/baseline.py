@@ -45,11 +45,6 @@ class Baseline:
         self.settings.validate()
         self.file = self.folder / f"Hyena-{self.settings.n_steps:05d}.safetensors"
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The teacher's type in the student's run."""
-        return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.settings.mixed_precision]
-
     def finished(self) -> bool:
         """Whether the folder holds the end of this very run. Raises UsageError if it is another run's."""
         if not self.file.is_file():
@@ -69,8 +64,10 @@ class Baseline:
         pipe: Any,
         phase: Callable[[str], None] = logger.info,
         on_progress: Callable[[Any], None] = lambda progress: None,
+        on_prepare: Callable[[int, int], None] = lambda done, total: None,
     ) -> Path:
-        """Trains with the teacher in ``pipe``, which is of ``dtype``, what is still to be trained; returns the file.
+        """Trains what is still to be trained, with the teacher in ``pipe``, of the type it had in the student's run;
+        returns the file. The callbacks are the :class:`Trainer`'s.
 
         Raises UsageError if the student was taught by another teacher; KeyboardInterrupt if stopped, after saving.
         """
@@ -103,6 +100,7 @@ class Baseline:
                 is_demo=s.teacher_model == DEMO,
                 on_phase=phase,
                 on_progress=on_progress,
+                on_prepare=on_prepare,
             )
             result = trainer.run(resume)
         if result.interrupted:

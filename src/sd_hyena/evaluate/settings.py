@@ -100,7 +100,7 @@ class EvaluateSettings:
         """``num_prompts`` prompts, of the file or the bundled model's held-out ones, over again where there are
         fewer. Raises UsageError."""
         if self.prompts:
-            from ..distill.data import read_prompts
+            from ..distill.prompts import read_prompts
 
             lines = read_prompts(self.prompts)
         elif self.model == DEMO:

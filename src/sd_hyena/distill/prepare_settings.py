@@ -1,0 +1,100 @@
+"""What ``sd-hyena prepare`` can be told. Light: imports no torch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UsageError
+from ..settings import option
+from .prompts import read_prompts
+
+MIXED_PRECISION = ("no", "fp16", "bf16")
+GUIDANCE, UNCONDITIONAL = 3.0, 0.1
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PrepareSettings:
+    """Settings of one prepared folder. ``validate`` checks what can be checked before anything is loaded."""
+
+    teacher_model: str = option(
+        help="model that makes the data: demo, a diffusers folder, a single file, a hub id", short="-m"
+    )
+    out_dir: str = option("data", "folder for the data", short="-o")
+    prompts: str = option("", "file with one prompt a line for the teacher to draw; none: a built-in list")
+    images: str = option("", "folder of images with captions (x.png and x.txt) to use in place of drawn pictures")
+    sizes: str = option("512x512", "WIDTHxHEIGHT in px, a comma list; demo: 256x256 unless given")
+    n_images: int = option(96, "pictures to learn from, spread evenly over the sizes", short="-n")
+    n_held_out: int = option(32, "further pictures, for measuring only, spread alike")
+    draw_steps: int = option(12, "diffusion steps for drawing one")
+    guidance: float = option(GUIDANCE, "classifier-free guidance scale for drawing")
+    unconditional: float = option(UNCONDITIONAL, "share of the pictures drawn for the empty prompt")
+    batch_size: int = option(16, "pictures at a time", short="-b")
+    seed: int = option(0, "of the first picture; the next ones count up", short="-d")
+    mixed_precision: str = option("no", "type the teacher runs in; no: float32", choices=MIXED_PRECISION)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+
+    def validate(self) -> None:
+        """Raises UsageError for the first setting that cannot work."""
+        for name in ("n_images", "n_held_out", "draw_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} is {getattr(self, name)}, but must be at least 1")
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise UsageError(f"--guidance is {self.guidance}, but must be 0 or more")
+        check_share("unconditional", self.unconditional)
+        if not 0 <= self.seed < 2**62:
+            raise UsageError(f"--seed is {self.seed}, but must be a whole number from 0")
+        sizes = parse_sizes(self.sizes)
+        if not self.images:  # an image's shape decides where it goes
+            check_spread(self, sizes)
+        if self.prompts and self.images:
+            raise UsageError("--prompts and --images exclude each other: the images' captions are their prompts")
+        if self.prompts:
+            read_prompts(self.prompts)
+        if self.images:
+            usual = {"draw_steps": 12, "guidance": GUIDANCE, "unconditional": UNCONDITIONAL}
+            idle = [f"--{name}" for name, value in usual.items() if getattr(self, name) != value]
+            if idle:
+                logger.warning("%s: for drawn pictures only; --images ignores it", ", ".join(idle))
+
+
+def check_images(settings: PrepareSettings, images: Sequence[object]) -> None:
+    """Raises UsageError if there are too few images to hold some out and learn from the others."""
+    if len(images) <= settings.n_held_out:
+        raise UsageError(
+            f"images folder {settings.images}: of {len(images)} images, --n_held_out {settings.n_held_out} leaves none "
+            "to learn from"
+        )
+
+
+def parse_sizes(text: str) -> list[tuple[int, int]]:
+    """``"256x256,384x256"`` -> [(256, 256), (384, 256)]: width and height in px. Raises UsageError."""
+    sizes: list[tuple[int, int]] = []
+    for word in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})x(\d{1,5})\s*", word)
+        if not match:
+            raise UsageError(f"--sizes {text!r}: give WIDTHxHEIGHT in px, a comma list such as 256x256,384x256")
+        sizes.append((int(match[1]), int(match[2])))
+        if sizes[-1] in sizes[:-1]:
+            raise UsageError(f"--sizes {text!r}: {word.strip()} is there twice")
+    return sizes
+
+
+def check_share(name: str, value: float) -> None:
+    """Raises UsageError unless ``value`` is from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise UsageError(f"--{name} is {value}, but must be a share from 0 to 1")
+
+
+def check_spread(settings: Any, sizes: list[tuple[int, int]]) -> None:
+    """Raises UsageError if a size would get no drawn picture to learn from, or none to measure on."""
+    for name in ("n_images", "n_held_out"):
+        if getattr(settings, name) < len(sizes):
+            raise UsageError(
+                f"--{name} is {getattr(settings, name)}, but must be at least {len(sizes)}: one for each size"
+            )

@@ -1,0 +1,240 @@
+"""Prepared data as training sees them: buckets, batches, prompts; and images on their way to latents."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from sd_hyena.distill.data import Bucket, Dataset, TeacherInputs, open_prepared
+from sd_hyena.distill.encode import encode, nearest_size, read_image
+from sd_hyena.distill.lessons import Lessons
+from sd_hyena.distill.plan import plan_drawings
+from sd_hyena.distill.prepare import prepare
+from sd_hyena.distill.prepare_settings import PrepareSettings
+from sd_hyena.distill.prompts import CaptionedImage
+from sd_hyena.distill.shards import Manifest
+from sd_hyena.models import fingerprint
+from sd_hyena.targets import find_targets
+
+PROMPTS = ["a fox on the left, green background", "two pigs, red background", "a panda at the top, blue background"]
+
+
+def prepared(folder, pipe, **changes):
+    settings = PrepareSettings("demo", n_images=9, n_held_out=4, draw_steps=1, sizes="64x64", **changes)
+    prepare(plan_drawings(settings, pipe, fingerprint(pipe), PROMPTS), folder, pipe)
+    return open_prepared(folder)
+
+
+@pytest.fixture(scope="module")
+def one_size(tmp_path_factory, demo_pipe):
+    return prepared(tmp_path_factory.mktemp("one"), demo_pipe)
+
+
+@pytest.fixture(scope="module")
+def two_sizes(tmp_path_factory, demo_pipe):
+    folder = tmp_path_factory.mktemp("two")
+    settings = PrepareSettings("demo", n_images=9, n_held_out=4, draw_steps=1, sizes="96x64,64x64", unconditional=0.5)
+    prepare(plan_drawings(settings, demo_pipe, fingerprint(demo_pipe), PROMPTS), folder, demo_pipe)
+    return open_prepared(folder)
+
+
+def test_pictures_are_spread_over_the_sizes(two_sizes):
+    assert [b.size for b in two_sizes.buckets] == [(96, 64), (64, 64)]
+    assert [(len(b.training), len(b.validation)) for b in two_sizes.buckets] == [(5, 2), (4, 2)]
+    assert two_sizes.latent(two_sizes.buckets[0].training[0]).shape == (4, 8, 12)
+
+
+def test_a_share_is_drawn_for_the_empty_prompt(two_sizes, one_size):
+    for bucket in two_sizes.buckets:
+        assert sum(map(two_sizes.is_unconditional, bucket.training)) == len(bucket.training) // 2
+        assert sum(map(two_sizes.is_unconditional, bucket.validation)) == 1
+    assert not any(map(one_size.is_unconditional, one_size.buckets[0].training))  # a tenth of nine
+
+
+def test_a_picture_follows_from_its_prompt_and_seed(one_size, demo_pipe):
+    for number, prompt in ((0, PROMPTS[0]), (1, PROMPTS[7919 % 3])):
+        alone = demo_pipe(
+            prompt,
+            width=64,
+            height=64,
+            num_inference_steps=1,
+            guidance_scale=3.0,
+            generator=torch.Generator().manual_seed(number),
+            output_type="latent",
+        ).images[0]
+        torch.testing.assert_close(one_size.latent((0, number)), alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["one_size", "two_sizes"])
+def test_a_sample_follows_from_seed_step_and_position(demo_pipe, name, request):
+    inputs = TeacherInputs(demo_pipe, request.getfixturevalue(name), seed=5, unconditional=0.3)
+    for step in range(4):
+        whole, parts = inputs.batch(step, range(4)), [inputs.batch(step, [0, 1]), inputs.batch(step, [2, 3])]
+        for field in ("latents", "noise", "timesteps", "unconditional"):
+            assert torch.equal(getattr(whole, field), torch.cat([getattr(p, field) for p in parts]))
+        assert torch.equal(
+            whole.inputs["encoder_hidden_states"], torch.cat([p.inputs["encoder_hidden_states"] for p in parts])
+        )
+        noisy = inputs.noising.add_noise(whole.latents, whole.noise, whole.timesteps)
+        assert torch.equal(whole.inputs["sample"], noisy)
+    other = TeacherInputs(demo_pipe, inputs.data, seed=6, unconditional=0.3)
+    assert not torch.equal(other.batch(0, [0]).noise, TeacherInputs(demo_pipe, inputs.data, 5, 0.3).batch(0, [0]).noise)
+
+
+def test_every_step_has_one_size_each_as_often_as_it_has_pictures(demo_pipe, two_sizes):
+    inputs = TeacherInputs(demo_pipe, two_sizes, seed=0, unconditional=0)
+    sizes = [inputs.size(step) for step in range(900)]
+    assert set(sizes) == {(8, 12), (8, 8)}
+    assert sizes.count((8, 12)) == pytest.approx(500, abs=60)
+    for step in range(3):
+        assert inputs.batch(step, range(3)).latents.shape[-2:] == inputs.batch(step, [7]).size == sizes[step]
+
+
+def test_prompts_are_dropped_as_often_as_asked_and_need_no_text_encoder(demo_pipe, two_sizes, monkeypatch):
+    own = {prompt: demo_pipe.encode_prompt(prompt, "cpu", 1, False)[0][0] for prompt in ["", *PROMPTS]}
+    monkeypatch.setattr(demo_pipe, "encode_prompt", None)
+    always, never, some = (TeacherInputs(demo_pipe, two_sizes, 0, share) for share in (1.0, 0.0, 0.3))
+    counts = [0, 0]
+    for step in range(40):
+        batch, without = never.batch(step, range(4)), always.batch(step, range(4))
+        assert without.unconditional.all()
+        assert torch.equal(without.inputs["encoder_hidden_states"], torch.stack([own[""]] * 4))
+        pair = never.unconditional(batch)
+        assert pair["sample"] is batch.inputs["sample"]
+        assert torch.equal(pair["encoder_hidden_states"], without.inputs["encoder_hidden_states"])
+        for states, empty in zip(batch.inputs["encoder_hidden_states"], batch.unconditional, strict=True):
+            (prompt,) = [p for p, s in own.items() if torch.equal(s, states)]
+            assert (prompt == "") == empty
+        dropped = some.batch(step, range(4)).unconditional & ~batch.unconditional
+        counts[0] += int(dropped.sum())
+        counts[1] += int((~batch.unconditional).sum())
+    assert counts[1] > 50
+    assert counts[0] / counts[1] == pytest.approx(0.3, abs=0.12)
+
+
+def test_held_out_pictures_are_measured_on_and_never_learned_from(demo_pipe, two_sizes, one_size):
+    inputs = TeacherInputs(demo_pipe, two_sizes, seed=0, unconditional=0)
+    batches = inputs.validation_batches(7, 2)
+    assert sorted(p for b in batches for p in b) == list(range(7))
+    shapes = {inputs.batch(0, b, validation=True).size for b in batches}
+    assert shapes == {(8, 12), (8, 8)}
+    with pytest.raises(ValueError, match="several sizes"):
+        inputs.batch(0, [0, 1], validation=True)
+    learned = [x for step in range(60) for x in inputs.batch(step, range(4)).latents]
+    for batch in batches:
+        for latent in inputs.batch(0, batch, validation=True).latents:
+            assert not any(torch.equal(latent, x) for x in learned)
+    assert TeacherInputs(demo_pipe, one_size, 0, 0).validation_batches(7, 3) == [range(3), range(3, 6), range(6, 7)]
+
+
+def test_noise_has_the_grid_of_its_steps_size(demo_pipe, two_sizes):
+    targets = [t for t in find_targets(demo_pipe.unet).values() if t.name in ("IN01", "IN04")]
+    noise, real = (Lessons(demo_pipe, targets, two_sizes, 3, kind, 0.3) for kind in (True, False))
+    seen = set()
+    for step in range(5):
+        a, b = noise.training(step, [0]), real.training(step, [0])
+        assert {n: (r.size, r.x.shape, r.y.shape) for n, r in a.items()} == {
+            n: (r.size, r.x.shape, r.y.shape) for n, r in b.items()
+        }
+        seen.add(a["IN01"].size)
+    assert len(seen) == 2
+
+
+def test_pooled_states_and_sizes_reach_a_model_that_takes_them(demo_pipe):
+    shard = {
+        "latents": torch.randn(3, 4, 8, 12),
+        "prompt": torch.tensor([0, 1, 1]),
+        "states": torch.randn(2, 5, 6),
+        "pooled": torch.randn(2, 7),
+    }
+    data = Dataset(Manifest({"sizes": [[96, 64]]}, 1), [shard], [Bucket((96, 64), [(0, 1)], [(0, 2)])])
+    pipe = SimpleNamespace(
+        unet=SimpleNamespace(device=torch.device("cpu"), dtype=torch.float16),
+        scheduler=demo_pipe.scheduler,
+        vae_scale_factor=8,
+    )
+    inputs = TeacherInputs(pipe, data, 0, 0)
+    batch = inputs.batch(0, range(2))
+    for kwargs, row in ((batch.inputs, 1), (inputs.unconditional(batch), 0)):
+        added = kwargs["added_cond_kwargs"]
+        assert torch.equal(added["text_embeds"], shard["pooled"][[row, row]].half())
+        assert added["time_ids"].tolist() == [[64, 96, 0, 0, 64, 96]] * 2
+        assert torch.equal(kwargs["encoder_hidden_states"], shard["states"][[row, row]].half())
+    assert batch.latents.dtype == batch.noise.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ((300, 300), (256, 256)),
+        ((100, 100), (128, 128)),
+        ((1000, 1000), (512, 512)),
+        ((400, 300), (384, 256)),
+        ((200, 600), (256, 384)),
+    ],
+)
+def test_an_image_goes_to_the_nearest_aspect_ratio(image, expected):
+    sizes = [(256, 256), (384, 256), (128, 128), (512, 512), (256, 384)]
+    assert nearest_size(CaptionedImage(Path("x.png"), "", *image), sizes) == expected
+
+
+def test_an_image_is_scaled_and_cut_about_its_centre(tmp_path):
+    image = Image.new("RGB", (120, 40), "red")
+    image.paste("blue", (40, 0, 80, 40))
+    image.save(tmp_path / "a.png")
+    pixels = read_image(tmp_path / "a.png", (16, 16))
+    assert pixels.shape == (3, 16, 16)
+    assert (pixels[2] > 0.8).all()
+    assert (pixels[:2] < -0.8).all()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    image.save(tmp_path / "b.jpg", exif=exif, quality=95)
+    assert read_image(tmp_path / "b.jpg", (40, 120))[2, 60].mean() > 0.8  # the middle third is blue
+    Image.new("RGBA", (16, 16), (0, 0, 0, 0)).save(tmp_path / "c.png")
+    assert (read_image(tmp_path / "c.png", (16, 16)) == 1).all()
+
+
+def test_encoding_undoes_decoding(tmp_path, demo_pipe):
+    latents = demo_pipe(
+        PROMPTS[0],
+        width=256,
+        height=256,
+        num_inference_steps=4,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    ).images
+    with torch.no_grad():
+        picture = demo_pipe.vae.decode(latents / demo_pipe.vae.config.scaling_factor).sample
+    array = ((picture[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(array).save(tmp_path / "a.png")
+    again = encode(demo_pipe, [tmp_path / "a.png"], (256, 256))
+    assert (again - latents).square().mean() < 0.08 * latents.var()  # 0.045; a constant would be at 1
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"scaling_factor": 0.5}, [1.0, 2.0]),
+        ({"scaling_factor": 0.5, "shift_factor": 1.0}, [0.5, 1.5]),
+        # Stable Diffusion XL pipelines decode latents * std / scaling_factor + mean.
+        ({"scaling_factor": 0.5, "latents_mean": [1.0, 2.0], "latents_std": [4.0, 8.0]}, [0.125, 0.125]),
+    ],
+)
+def test_latents_are_scaled_as_each_familys_pipeline_does(tmp_path, config, expected):
+    class Vae:
+        dtype, device, config = torch.float32, torch.device("cpu"), None
+
+        def to(self, dtype):
+            self.dtype = dtype
+
+        def encode(self, pixels):
+            assert pixels.shape == (1, 3, 8, 16)
+            mean = torch.tensor([2.0, 4.0]).view(1, 2, 1, 1)
+            return SimpleNamespace(latent_dist=SimpleNamespace(mean=mean))
+
+    vae = Vae()
+    vae.config = SimpleNamespace(**config)
+    Image.new("RGB", (16, 8)).save(tmp_path / "a.png")
+    assert encode(SimpleNamespace(vae=vae), [tmp_path / "a.png"], (16, 8)).flatten().tolist() == expected
