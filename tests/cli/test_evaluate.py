@@ -10,7 +10,7 @@ from PIL import Image
 
 from sd_hyena import checkpoint
 from sd_hyena.cli import main
-from sd_hyena.errors import UsageError
+from sd_hyena.errors import SdHyenaError, UsageError
 from sd_hyena.evaluate.baseline import Baseline
 from sd_hyena.evaluate.settings import EvaluateSettings, labels
 from sd_hyena.models import DEMO, load_pipeline, locate
@@ -228,13 +228,15 @@ def test_a_baseline_of_another_run_is_not_taken_for_this_ones(folder, tmp_path):
     ({"pretrained_weight": "start.safetensors"}, "was trained from start.safetensors"),
     ({"n_steps": 0}, "--n_steps is 0"),
     ({"prompts": "gone.txt"}, "prompts file gone.txt: cannot be read"),
+    ({"data_dir": "gone"}, "data folder gone: no"),
+    ({"lr": "high"}, "its record of the training is malformed"),
 ])  # fmt: skip
 def test_a_run_that_cannot_be_repeated_is_refused(folder, tmp_path, change, message):
     mine = checkpoint.load(taught(folder))
     operators = {name: (layer.config, mine.build(name)) for name, layer in mine.layers.items()}
     path = tmp_path / "changed.safetensors"
     checkpoint.save(path, operators, teacher=mine.teacher, training=mine.training | change)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises((UsageError, SdHyenaError), match=message):
         Baseline(path, "causal", tmp_path / "base", "cpu")
 
 

@@ -12,6 +12,7 @@ import torch
 
 from .. import checkpoint
 from ..distill.settings import TrainSettings
+from ..distill.shards import finished_manifest
 from ..distill.state import STATE, locked
 from ..errors import SdHyenaError, UsageError
 from ..hyena_file import HyenaFile
@@ -42,7 +43,8 @@ class Baseline:
             "device": device,
         }
         self.settings = _recorded(self.student, own)
-        self.settings.validate()
+        if self.settings.data_dir:
+            finished_manifest(Path(self.settings.data_dir))
         self.file = self.folder / f"Hyena-{self.settings.n_steps:05d}.safetensors"
 
     def finished(self) -> bool:
@@ -126,6 +128,8 @@ def _recorded(student: HyenaFile, own: dict[str, Any]) -> TrainSettings:
             record["n_steps"],
         )
     try:
-        return resolve(TrainSettings, {k: v for k, v in record.items() if k in known} | own)
+        settings = resolve(TrainSettings, {k: v for k, v in record.items() if k in known} | own)
+        settings.validate()
+        return settings
     except TypeError as error:
         raise SdHyenaError(f"{student.path}: its record of the training is malformed: {error}") from None
