@@ -38,10 +38,11 @@ def attached(unet: nn.Module) -> dict[str, HyenaAttention]:
     return {name: layer for name, layer in layers.items() if isinstance(layer, HyenaAttention)}
 
 
-def attach(unet: nn.Module, operators: Mapping[str, nn.Module]) -> None:
+def attach(unet: nn.Module, operators: Mapping[str, nn.Module], convert: bool = True) -> None:
     """Replaces ``attn1`` of each named target by its operator; a target that has one already gets the new one.
 
-    Operators are moved to the device and dtype of the layer they replace and put in evaluation mode.
+    Operators are moved to the device and dtype of the layer they replace and put in evaluation mode, unless
+    ``convert`` is off: training keeps its own precision.
     Raises UsageError, with the UNet untouched, if a target does not exist, does not fit its operator, or
     does more than plain self-attention.
     """
@@ -49,7 +50,7 @@ def attach(unet: nn.Module, operators: Mapping[str, nn.Module]) -> None:
     for name, operator in operators.items():
         check_fit(targets, name, operator)
         check_replaceable(unet, targets[name])
-    for name, operator in operators.items():  # may run out of memory: before anything is replaced
+    for name, operator in operators.items() if convert else ():  # may run out of memory: before anything is replaced
         weight = next(_base(unet.get_submodule(targets[name].path)).parameters())
         operator.to(weight.device, weight.dtype).eval()
     if not hasattr(unet, _HOOKS):

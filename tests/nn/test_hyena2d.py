@@ -14,7 +14,10 @@ GRIDS = [(1, 1), (5, 7), (8, 8), (13, 4), (11, 17)]
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(("branch", "scaling"), itertools.product(["none", "mean", "linear"], ["extend", "stretch"]))
-@pytest.mark.parametrize("choices", [{}, {"order": 3}, {"num_heads": 2}, {"short_filter_order": 1}])
+@pytest.mark.parametrize(
+    "choices",
+    [{}, {"order": 3}, {"num_heads": 2}, {"short_filter_order": 1}, {"feature_map": "elu"}, {"num_features": 3}],
+)
 def test_fast_path_equals_reference(grid, branch, scaling, choices):
     torch.manual_seed(0)
     operator = Hyena2D(8, extent=(6, 9), attention_heads=2, global_branch=branch, scaling=scaling, **choices)
@@ -134,6 +137,8 @@ def test_wrong_token_count():
     [
         {"form": "half"},
         {"global_branch": "some"},
+        {"feature_map": "relu"},
+        {"num_features": 0},
         {"order": 1},
         {"order": 3, "form": "core"},
         {"num_heads": 3},

@@ -99,16 +99,28 @@ def test_causal_conv1d_never_looks_ahead():
 
 
 @pytest.mark.parametrize("length", [1, 5, 64, 101])
-def test_linear_attention_equals_definition(length):
+@pytest.mark.parametrize("feature_map", linear.FEATURE_MAPS)
+def test_linear_attention_equals_definition(length, feature_map):
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 4, length).requires_grad_() for _ in range(3))
-    fast, slow = linear.linear_attention(q, k, v), naive.linear_attention(q, k, v)
+    q, k = (torch.randn(2, 3, 7, length).requires_grad_() for _ in range(2))
+    v = torch.randn(2, 3, 4, length).requires_grad_()
+    fast, slow = (f.linear_attention(q, k, v, feature_map) for f in (linear, naive))
     assert_close("y", slow, fast, 1e-5)
     pairs = zip(*(torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (slow, fast)), strict=True)
     for name, (a, b) in zip(("dq", "dk", "dv"), pairs, strict=True):
         # One token attends to itself alone: its q and k have no gradient, and both sides return noise.
         if length > 1 or name == "dv":
             assert_close(name, a, b, 1e-4)
+
+
+def test_exponential_features_neither_overflow_nor_vanish():
+    torch.manual_seed(0)
+    q, k = (100 * torch.randn(1, 2, 6, 50) for _ in range(2))
+    v = torch.randn(1, 2, 4, 50)
+    # float64 holds what float32 cannot
+    expected = naive.linear_attention(q.double(), k.double(), v.double(), "exp")
+    assert torch.isfinite(expected).all()
+    assert_close("y", expected, linear.linear_attention(q, k, v, "exp").double(), 1e-4)
 
 
 def test_half_precision_inputs_are_transformed_in_float32():

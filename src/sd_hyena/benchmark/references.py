@@ -65,8 +65,10 @@ def hyena2d(
             mixed = mixed + model.gain.weight[0, :, channels].flatten(2) * v.mean((-2, -1))[..., None]
         elif model.global_branch == "linear":
             width = inner // model.attention_heads
-            q, k, values = (t.flatten(2).unflatten(1, (-1, width)).transpose(2, 3) for t in (x0, x1, v))
-            attended = _linear_weights(q[:, :, tokens] * width**-0.25, k * width**-0.25) @ values
+            heads = slice(channels.start // width, channels.stop // width)
+            q, k, values = (t.flatten(2).unflatten(1, (-1, width)) for t in (x0, x1, v))
+            weights = _exp_weights(model.features.query(q[..., tokens], heads), model.features.key(k, heads))
+            attended = weights @ values.transpose(2, 3)
             mixed = mixed + model.gain.weight[0, :, channels].flatten(2) * _merge(attended).transpose(1, 2)
         y.append(g0.flatten(2)[..., tokens] * mixed)
     return out(torch.cat(y, 1).transpose(1, 2))
@@ -116,6 +118,12 @@ def _conv_at(u: Tensor, k: Tensor, tokens: Tensor) -> Tensor:
 
 def _linear_weights(q: Tensor, k: Tensor) -> Tensor:
     weights = (F.elu(q) + 1) @ (F.elu(k) + 1).transpose(-1, -2)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _exp_weights(q: Tensor, k: Tensor) -> Tensor:
+    """The weights of linear attention, (B, heads, S, L), from logarithms of features, (B, heads, features, tokens)."""
+    weights = q.exp().transpose(-1, -2) @ k.exp()
     return weights / weights.sum(-1, keepdim=True)
 
 

@@ -100,10 +100,9 @@ def layer_table(result: Any) -> None:
         table.add_column(heading, justify="right")
     for name, figures in result.figures.items():
         config = result.configs[name]
-        kind = config.operator if config.operator == "causal" else f"hyena2d {config.form} {config.global_branch}"
         table.add_row(
             name,
-            kind,
+            config.label,
             str(config.dim),
             f"{config.height}x{config.width}",
             f"{figures['relative_error']:.4f}",

@@ -39,11 +39,10 @@ def run(args: dict[str, Any]) -> int:
         table.add_column(heading, justify="left" if heading in ("layer", "operator") else "right")
     for name, layer in file.layers.items():
         c = layer.config
-        kind = "causal" if c.operator == "causal" else f"hyena2d {c.form} {c.global_branch} {c.scaling}"
         error = layer.figures.get("relative_error")
         table.add_row(
             name or "(not named)",
-            kind,
+            c.label,
             str(c.dim),
             f"{c.height}x{c.width}",
             str(c.order),

@@ -102,7 +102,7 @@ def _check_targets(settings: TrainSettings, source: ModelSource) -> None:
 
 
 def _refuse_overwriting(settings: TrainSettings, resume: bool) -> None:
-    """A run writes steps 1 to n_steps; a file of any of them that is already there is somebody's."""
+    """A run writes its saved steps; a file of any of them that is already there is somebody's."""
     from ..distill.state import STATE
 
     folder, pattern = Path(settings.out_dir), settings.name_format
@@ -111,15 +111,10 @@ def _refuse_overwriting(settings: TrainSettings, resume: bool) -> None:
             return
         raise UsageError(f"{folder} holds a training run: --resume goes on with it, --overwrite starts over")
     for existing in sorted(folder.glob("*.safetensors")):
-        for step in _steps_saved(settings):
+        for step in settings.saved_steps():
             prefix, _, suffix = pattern.format(s=step, t="\0").partition("\0")
             if existing.stem.startswith(prefix) and existing.stem.endswith(suffix):
                 raise UsageError(f"{existing} exists: choose another --out_dir or --name_format, or give --overwrite")
-
-
-def _steps_saved(settings: TrainSettings) -> set[int]:
-    every = settings.save_every_n_steps
-    return set(range(every, settings.n_steps, every) if every else ()) | {settings.n_steps}
 
 
 def _accelerator(settings: TrainSettings, device: str) -> Any:
@@ -158,7 +153,7 @@ def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resum
     prompts = _prompts(settings, source)
     shown = prompts[:: max(1, len(prompts) // 2)]
     logbook = Logbook(accelerator, pipe, shown, (settings.height, settings.width), settings.draw_steps)
-    with preparing_progress(main) as on_prepare, training_progress(settings.n_steps, main) as advance:
+    with preparing_progress(main) as on_prepare, training_progress(settings.total_steps, main) as advance:
 
         def on_progress(progress: Any) -> None:
             logbook.scalars(progress)

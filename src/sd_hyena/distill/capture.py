@@ -21,8 +21,11 @@ class Captured:
 
 
 @contextlib.contextmanager
-def capture(unet: nn.Module, targets: Sequence[Target]) -> Iterator[dict[str, Captured]]:
-    """Within the block, each forward pass of ``unet`` refills the yielded dict, by target name."""
+def capture(unet: nn.Module, targets: Sequence[Target], detach: bool = True) -> Iterator[dict[str, Captured]]:
+    """Within the block, each forward pass of ``unet`` refills the yielded dict, by target name.
+
+    ``detach``: records carry no gradients.
+    """
     records: dict[str, Captured] = {}
     sizes: dict[str, tuple[int, int]] = {}
     handles = []
@@ -37,7 +40,9 @@ def capture(unet: nn.Module, targets: Sequence[Target]) -> Iterator[dict[str, Ca
     def on_attention(target: Target):
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
             x = args[0] if args else kwargs["hidden_states"]
-            records[target.name] = Captured(x.detach(), output.detach(), sizes[target.transformer])
+            if detach:
+                x, output = x.detach(), output.detach()
+            records[target.name] = Captured(x, output, sizes[target.transformer])
 
         return hook
 

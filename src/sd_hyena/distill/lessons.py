@@ -19,20 +19,41 @@ HELD_OUT_UNCONDITIONAL = 0.3
 class Lessons:
     """Records of the teacher's layers by step and position; the same for every run with the same seed.
 
-    ``noise`` replaces the activations seen in training by normal noise, as the original did; what the
-    teacher's start and the held-out figures rest on are activations in any case.
+    Training may use each teacher pass several times (``reuse``). ``noise`` replaces the activations seen in
+    training by normal noise, as the original did; what the teacher's start and the held-out figures rest on are
+    activations in any case.
     """
 
     def __init__(
-        self, pipe: Any, targets: Sequence[Target], data: Dataset, seed: int, noise: bool, unconditional: float
+        self,
+        pipe: Any,
+        targets: Sequence[Target],
+        data: Dataset,
+        seed: int,
+        noise: bool,
+        unconditional: float,
+        reuse: int = 1,
     ) -> None:
-        self.pipe, self.targets, self.seed, self.noise = pipe, targets, seed, noise
+        self.pipe, self.targets, self.seed, self.noise, self.reuse = pipe, targets, seed, noise, reuse
+        self.data = data
+        self._kept: dict[tuple[int, int], dict[str, Captured]] = {}
         self._training = TeacherInputs(pipe, data, seed, unconditional)
         self._held_out = TeacherInputs(pipe, data, seed=0, unconditional=HELD_OUT_UNCONDITIONAL)
 
     def training(self, step: int, positions: Sequence[int]) -> dict[str, Captured]:
-        """What a training step learns from."""
-        return self._noise_pass(step, positions) if self.noise else self.activations(step, positions)
+        """What a training step learns from.
+
+        With ``reuse`` R the teacher runs at every R-th step only and its last R passes are kept: each is learned
+        from R times, R + 1 steps apart. After an interruption, passes that are no longer there are made again.
+        """
+        latest, age = divmod(step, self.reuse)
+        number = max(0, latest - age)
+        key = number, positions[0]
+        if key not in self._kept:
+            make = self._noise_pass if self.noise else self.activations
+            self._kept = {k: v for k, v in self._kept.items() if k[0] > latest - self.reuse}
+            self._kept[key] = make(number, positions)
+        return self._kept[key]
 
     def activations(self, step: int, positions: Sequence[int]) -> dict[str, Captured]:
         """Real activations on training latents."""

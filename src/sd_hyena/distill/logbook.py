@@ -27,10 +27,11 @@ class Logbook:
         self._teacher_row: np.ndarray | None = None
 
     def scalars(self, progress: Progress) -> None:
-        """Loss and relative error per layer, their mean, and the learning rate."""
+        """Loss and relative error per layer, the whole loss, in stage 2 its terms, and the learning rate."""
         values = {"loss": progress.loss, "lr": progress.lr}
         values |= {f"loss/{name}": v for name, v in progress.mse.items()}
         values |= {f"relative_error/{name}": v for name, v in progress.relative_error.items()}
+        values |= {f"joint/{name}": v for name, v in progress.parts.items()}
         self.accelerator.log(values, step=progress.step)
 
     def pictures(self, step: int, students: Students) -> None:

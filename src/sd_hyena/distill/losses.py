@@ -2,8 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
+
+from .capture import Captured
+
+
+@dataclass
+class Losses:
+    """One batch's loss, and what it is made of: per layer the relative error and mean squared error, and the
+    joint stage's terms before they are weighted."""
+
+    total: Tensor
+    errors: dict[str, Tensor]
+    mse: dict[str, Tensor]
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+def layer_losses(
+    outputs: Mapping[str, Tensor], records: Mapping[str, Captured], variances: Mapping[str, float]
+) -> Losses:
+    """Each layer's MSE to its teacher's output over that output's variance; their mean is the loss."""
+    mse = {name: torch.nn.functional.mse_loss(y.float(), records[name].y.float()) for name, y in outputs.items()}
+    errors = {name: square / variances[name] for name, square in mse.items()}
+    return Losses(torch.stack(list(errors.values())).mean(), errors, mse)
+
+
+def snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, prediction_type: str, gamma: float) -> Tensor:
+    """Weight of each sample's squared prediction error, (B,): min-SNR (https://arxiv.org/abs/2303.09556), or 1
+    everywhere for ``gamma`` 0.
+
+    ``min(SNR, gamma)`` weighs errors of the clean latent; of a noise or velocity prediction that is the same
+    over SNR or SNR + 1.
+    """
+    if not gamma:
+        return torch.ones(len(timesteps))
+    alphas = alphas_cumprod[timesteps.cpu()].double()
+    snr = alphas / (1 - alphas)
+    if prediction_type == "epsilon":
+        weights = torch.where(snr > gamma, gamma / snr, torch.ones_like(snr))
+    elif prediction_type == "v_prediction":
+        weights = snr.clamp(max=gamma) / (snr + 1)
+    else:
+        weights = snr.clamp(max=gamma)
+    return weights.float()
 
 
 def variance(teacher: Tensor) -> float:

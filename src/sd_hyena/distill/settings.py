@@ -15,6 +15,7 @@ from .prepare_settings import MIXED_PRECISION, check_share, check_spread, parse_
 from .prompts import read_prompts
 
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial")
+OPERATORS = ("hyena2d", "causal", "linear")
 INITS = ("teacher", "random")
 DATA = ("teacher", "noise")
 logger = logging.getLogger(__name__)
@@ -29,8 +30,9 @@ class TrainSettings:
     )
     target: str = option("IN01", "layer(s) to train: names, a comma list, 'high' or 'all'", short="-t")
     batch_size: int = option(16, "images per step and process", short="-b")
-    lr: float = option(1e-5, "learning rate of AdamW", short="-r")
-    n_steps: int = option(200, "training steps", short="-n")
+    lr: float = option(0.0, "learning rate of AdamW; 0: 0.64 over the layer's channels", short="-r")
+    n_steps: int = option(200, "training steps, each layer on its teacher's inputs (stage 1)", short="-n")
+    finetune_steps: int = option(0, "further steps with all layers in the UNet (stage 2)")
     width: int = option(512, "image width in px; demo: 256 unless given; else the first of the sizes", short="-W")
     height: int = option(512, "image height in px; demo: 256 unless given; else the first of the sizes", short="-H")
     save_every_n_steps: int = option(40, "steps between saved files; 0: only the last step", short="-s")
@@ -42,7 +44,9 @@ class TrainSettings:
     seed: int = option(-1, "-1 draws one and records it", short="-d")
     pretrained_weight: str = option("", "Hyena file to start from (also the original's)", short="-p")
     operator: str = option(
-        "hyena2d", "hyena2d: two-dimensional, non-causal; causal: as published", choices=("hyena2d", "causal")
+        "hyena2d",
+        "hyena2d: two-dimensional, non-causal; causal: as published; linear: linear attention, to compare with",
+        choices=OPERATORS,
     )
     hyena_order: int = option(2, "order of the recurrence")
     hyena_filter_order: int = option(64, "width of the filter's MLP")
@@ -51,6 +55,10 @@ class TrainSettings:
     hyena_short_filter_order: int = option(3, "taps of the short filter (per axis for hyena2d)")
     form: str = option("full", "full: own projections; core: the teacher's", choices=("full", "core"))
     global_branch: str = option("linear", "what carries the flat part of attention", choices=("none", "mean", "linear"))
+    feature_map: str = option(
+        "exp", "features of linear attention; elu: elu + 1; exp: learned directions", choices=("elu", "exp")
+    )
+    num_features: int = option(2, "features per channel of the exp map")
     scaling: str = option("stretch", "how filters grow to larger images", choices=("extend", "stretch"))
     init: str = option("teacher", "start from the teacher's attention, or at random", choices=INITS)
     data: str = option(
@@ -68,26 +76,45 @@ class TrainSettings:
     lr_warmup_steps: int = option(20, "steps of linear warm-up")
     weight_decay: float = option(0.01, "of the projections; filters have none")
     max_grad_norm: float = option(1.0, "gradient norm limit per layer; 0: none")
+    reuse: int = option(1, "stage 1: updates made from each pass of the teacher, whose records are kept meanwhile")
+    finetune_lr: float = option(0.0, "stage 2: learning rate; 0: a tenth of stage 1's")
+    finetune_batch_size: int = option(0, "stage 2: UNet samples per step and process; 0: as in stage 1")
+    prediction_weight: float = option(1.0, "stage 2: weight of the distance to the teacher's prediction")
+    feature_weight: float = option(0.1, "stage 2: weight of the layers' mean relative error")
+    guided_weight: float = option(0.0, "stage 2: weight of the guided prediction, from pairs with and without prompt")
+    guidance: float = option(5.0, "stage 2: guidance scale of those pairs")
+    task_weight: float = option(0.0, "stage 2: weight of the diffusion loss itself")
+    snr_gamma: float = option(0.0, "stage 2: min-SNR weighting of timesteps, 5 is usual; 0: none")
+    ema_decay: float = option(0.99, "stage 2: moving average of the weights, which is what is saved; 0: none")
+    gradient_checkpointing: bool = option(False, "stage 2: less memory for a second forward pass")
     mixed_precision: str = option("no", "autocast type for the optimisation", choices=MIXED_PRECISION)
     gradient_accumulation_steps: int = option(1, "batches per update")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
 
     def validate(self) -> None:
         """Raises UsageError for the first setting that cannot work."""
-        for name in ("batch_size", "n_steps", "gradient_accumulation_steps", "n_images", "n_held_out", "draw_steps"):
+        for name in ("batch_size", "gradient_accumulation_steps", "n_images", "n_held_out", "draw_steps", "reuse"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("save_every_n_steps", "lr_warmup_steps", "weight_decay", "max_grad_norm"):
+        _require(self.n_steps >= (0 if self.finetune_steps else 1), "n_steps", self.n_steps, "at least 1")
+        weights = ("prediction_weight", "feature_weight", "guided_weight", "task_weight", "snr_gamma")
+        counts = ("save_every_n_steps", "lr_warmup_steps", "weight_decay", "max_grad_norm", "finetune_steps")
+        for name in (*counts, *weights, "finetune_batch_size"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _require(0 < self.lr < 10, "lr", self.lr, "a positive number such as 1e-4")
+        for name in ("lr", "finetune_lr"):
+            _require(0 <= getattr(self, name) < 10, name, getattr(self, name), "0 or a number such as 1e-4")
+        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
+        _require(self.guidance >= 1, "guidance", self.guidance, "at least 1")
+        if self.finetune_steps and not any(getattr(self, name) for name in weights[:4]):
+            raise UsageError("--finetune_steps needs a loss: give one of its weights a value above 0")
         _require(-1 <= self.seed < 2**63, "seed", self.seed, "-1 or a whole number from 0")
         parse_names(self.target)
         check_format(self.name_format, {"s": int, "t": str})
-        if 0 < self.save_every_n_steps < self.n_steps and "s" not in used_fields(self.name_format):
+        if len(self.saved_steps()) > 1 and "s" not in used_fields(self.name_format):
             raise UsageError(f"--name_format {self.name_format!r} repeats names: use {{s}}, or --save_every_n_steps 0")
-        if self.operator == "causal":
+        if self.operator != "hyena2d":
             for name, usual in (("global_branch", "linear"), ("scaling", "stretch")):
                 if getattr(self, name) != usual:
-                    logger.warning("--%s belongs to hyena2d; the causal operator ignores it", name)
+                    logger.warning("--%s belongs to hyena2d; the %s operator ignores it", name, self.operator)
         if self.prompts:
             read_prompts(self.prompts)
         check_share("unconditional", self.unconditional)
@@ -112,6 +139,17 @@ class TrainSettings:
         except ValueError as error:
             raise UsageError(f"hyena settings: {error}") from None
 
+    @property
+    def total_steps(self) -> int:
+        """Updates of both stages."""
+        return self.n_steps + self.finetune_steps
+
+    def saved_steps(self) -> list[int]:
+        """After how many updates files are written: every so many, and at the end of each stage."""
+        every = self.save_every_n_steps
+        regular = range(every, self.total_steps, every) if every else ()
+        return sorted({*regular, self.n_steps, self.total_steps})
+
     def operator_choices(self) -> dict[str, Any]:
         """The OperatorConfig fields that the user chooses."""
         return {
@@ -123,6 +161,8 @@ class TrainSettings:
             "short_filter_order": self.hyena_short_filter_order,
             "form": self.form,
             "global_branch": self.global_branch,
+            "feature_map": self.feature_map,
+            "num_features": self.num_features,
             "scaling": self.scaling,
         }
 

@@ -1,4 +1,4 @@
-"""What a training run keeps in its output folder besides the weights: a lock, and the state to resume from."""
+"""What a training run keeps besides the weights: a lock on its folder, the state to resume from, the average."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..errors import SdHyenaError, UsageError
 from ..files import atomic_path
@@ -63,3 +64,38 @@ def load_state(folder: Path) -> dict[str, Any] | None:
         raise SdHyenaError(
             f"{path}: cannot resume from it ({os.path.basename(str(error))[:80]}): remove it to start anew"
         ) from None
+
+
+class Average:
+    """The exponential moving average of a module's weights, or nothing at all for a decay of 0."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        from diffusers.training_utils import EMAModel
+
+        self._parameters = list(module.parameters())
+        self._ema = EMAModel(self._parameters, decay=decay) if decay else None
+
+    def update(self) -> None:
+        """Takes in the weights as they are now."""
+        if self._ema is not None:
+            self._ema.step(self._parameters)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within the block the module has its averaged weights."""
+        if self._ema is None:
+            yield
+            return
+        self._ema.store(self._parameters)
+        self._ema.copy_to(self._parameters)
+        try:
+            yield
+        finally:
+            self._ema.restore(self._parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._ema.state_dict() if self._ema is not None else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._ema is not None:
+            self._ema.load_state_dict(state)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..api import choose_layers
 from ..errors import UsageError
-from ..nn import Hyena2D, OperatorConfig
+from ..hyena_file import HyenaFile
+from ..nn import Hyena2D, HyenaOperator, OperatorConfig
 from ..nn.attention import projections_of
 from ..patch import check_replaceable
 from ..targets import Target
 from .capture import Captured
 
+logger = logging.getLogger(__name__)
 MAX_FIT_TOKENS = 1024  # attention maps are measured on grids up to this size; larger ones are pooled
 
 
@@ -65,6 +69,22 @@ def configure(target: Target, latent_grid: tuple[int, int], unet: nn.Module, **c
     return config
 
 
+def pretrained_layers(
+    file: HyenaFile, unet: nn.Module, target: str, targets: Sequence[Target]
+) -> dict[str, tuple[OperatorConfig, dict[str, Tensor]]]:
+    """Configuration and weights of ``targets`` from a Hyena file. Raises UsageError if it lacks one of them."""
+    chosen = {name: stored for stored, name in choose_layers(unet, file, target).items()}
+    missing = [t.name for t in targets if t.name not in chosen]
+    if missing:
+        raise UsageError(f"{file.path}: holds no layer {', '.join(missing)}; it has {', '.join(file.layers)}")
+    logger.warning(
+        "%s sets the operators: the --hyena_*, --operator, --form, --global_branch, --feature_map, --num_features "
+        "and --init options do not apply",
+        file.path,
+    )
+    return {name: (file.layers[stored].config, file.tensors[stored]) for name, stored in chosen.items()}
+
+
 @torch.no_grad()
 def start_from_teacher(operator: nn.Module, attention: nn.Module, records: Sequence[Captured]) -> None:
     """Gives an operator the start that makes step 0 sensible.
@@ -88,7 +108,7 @@ def start_from_teacher(operator: nn.Module, attention: nn.Module, records: Seque
         operator.out_proj.bias.copy_(torch.zeros_like(out.weight[:, 0]) if out.bias is None else out.bias)
     if isinstance(operator, Hyena2D):
         _start_hyena2d(operator, attention, records)
-    else:
+    elif isinstance(operator, HyenaOperator):
         _start_causal(operator, value.weight)
 
 

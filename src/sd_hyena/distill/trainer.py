@@ -1,4 +1,8 @@
-"""The training loop: one teacher forward pass feeds all selected layers; Accelerate runs the optimisation."""
+"""The training loop over both stages; Accelerate runs the optimisation.
+
+Stage 1 teaches every layer on its teacher's inputs, all from one teacher pass; stage 2 (:mod:`.joint`) teaches
+them together, in the UNet.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +28,19 @@ from ..errors import SdHyenaError, UsageError
 from ..names import used_fields
 from ..nn import OperatorConfig
 from ..targets import find_targets, select
+from .joint import JointStage, StudentUNet
 from .lessons import Lessons
-from .losses import Distance, variance
+from .losses import Distance, Losses, layer_losses, variance
+from .optimisation import make_optimizer, make_schedule
 from .prepare import training_data
 from .settings import TrainSettings
-from .state import load_state, save_state
-from .students import Students, configure, start_from_teacher
+from .state import Average, load_state, save_state
+from .students import Students, configure, pretrained_layers, start_from_teacher
 
 START_BATCHES = 2  # teacher batches on which mean attention is measured
 VALIDATION_PICTURES = 64
-# Settings that may differ between a run and its resumption; all others must be the same.
 MAX_OVERFLOWS = 40
+# Settings that may differ between a run and its resumption; all others must be the same.
 MAY_CHANGE = {"log_dir", "out_dir", "data_dir", "save_every_n_steps", "device", "seed"}
 logger = logging.getLogger(__name__)
 
@@ -45,14 +51,11 @@ class Progress:
 
     step: int
     total: int
+    loss: float  # what was minimised; in stage 1 the mean relative error over the layers
     relative_error: dict[str, float]
     mse: dict[str, float]
     lr: float
-
-    @property
-    def loss(self) -> float:
-        """What was minimised: the mean relative error over the layers."""
-        return sum(self.relative_error.values()) / len(self.relative_error)
+    parts: dict[str, float] = field(default_factory=dict)  # stage 2's terms, not weighted
 
 
 @dataclass
@@ -117,53 +120,74 @@ class Trainer:
             "data": data,
             "processes": self.accelerator.num_processes,
         }
-        students = self._make_students(started_from=state)
+        self.students = students = self._make_students(started_from=state)
         self.variances = self._measure_variances()
-        optimizer = self._optimizer(students)
-        scheduler = self._scheduler(optimizer)
         step = 0
         if state is not None:
             self._check_same_run(state)
             step = state["step"]
             students.load_state_dict(state["students"])
+            self.on_phase(f"resuming at step {step}")
+        self.students = students
+        s = self.settings
+        if step < s.n_steps or not s.finetune_steps:
+            self._enter(students, 1, state)
+            step = self._train(step, s.n_steps)
+            if s.finetune_steps:
+                self._finish(step)
+        if s.finetune_steps and not self._signal:
+            step = self._fine_tune(step, state if state is not None and state["stage"] == 2 else None)
+        figures = self._finish(step)
+        return Result(figures, self.configs, self.files, step, self._signal, time.time() - started, self.seed)
+
+    def _fine_tune(self, step: int, state: dict[str, Any] | None) -> int:
+        """Stage 2, from its start or from where ``state`` was saved."""
+        s = self.settings
+        self.on_phase(f"stage 2: {s.finetune_steps} steps with all layers in the UNet")
+        self.accelerator.free_memory()
+        model = StudentUNet(self.students, self.pipe.unet, self.targets, s.gradient_checkpointing)
+        self._joint = JointStage(s, self.pipe, self.lessons.data, self.seed, self.targets, self.variances)
+        self._enter(model, 2, state)
+        return self._train(step, s.total_steps)
+
+    def _enter(self, model: torch.nn.Module, stage: int, state: dict[str, Any] | None) -> None:
+        """Makes optimiser, schedule and average of a stage, as they were where ``state`` was saved."""
+        s, accelerator = self.settings, self.accelerator
+        rate, factor, steps = s.lr, 1.0, s.n_steps
+        if stage == 2:
+            rate, factor, steps = s.finetune_lr or s.lr / 10, 0.1, s.finetune_steps
+        operators = [operator for _, operator in self.students.items()]
+        optimizer = make_optimizer(operators, rate, factor, s.weight_decay)
+        scheduler = make_schedule(optimizer, s.lr_scheduler, s.lr_warmup_steps, steps, accelerator.num_processes)
+        self.average = Average(self.students, s.ema_decay if stage == 2 else 0)
+        if state is not None:
             optimizer.load_state_dict(state["optimizer"])
             scheduler.load_state_dict(state["scheduler"])
-            if self.accelerator.scaler is not None and state["scaler"]:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.on_phase(f"resuming at step {step}")
-        self.students, self.optimizer, self.scheduler = self.accelerator.prepare(students, optimizer, scheduler)
-        step = self._train(step)
+            if accelerator.scaler is not None and state["scaler"]:
+                accelerator.scaler.load_state_dict(state["scaler"])
+            self.average.load_state_dict(state["average"])
+        self.stage = stage
+        self.model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
+
+    def _finish(self, step: int) -> dict[str, dict[str, float]]:
+        """Saves after a stage's last step, or after the one that a signal stopped, and measures what is done."""
         self._save(step, {})
-        figures = {}
-        if not self._signal:
-            figures = self._evaluate()
-            self._save(step, figures)  # the same weights again, now with their figures
-            self._show(step)
-        return Result(figures, self.configs, self.files, step, self._signal, time.time() - started, self.seed)
+        if self._signal:
+            return {}
+        figures = self._evaluate()
+        self._save(step, figures)  # the same weights again, now with their figures
+        self._show(step)
+        return figures
 
     # -- setting up ---------------------------------------------------------------------------------
 
     def _configure(self) -> dict[str, OperatorConfig]:
-        if self.settings.pretrained_weight:
-            return self._pretrained_configs()
-        choices = self.settings.operator_choices()
-        return {t.name: configure(t, self.grid, self.pipe.unet, **choices) for t in self.targets}
-
-    def _pretrained_configs(self) -> dict[str, OperatorConfig]:
-        from ..api import choose_layers
-
-        path = self.settings.pretrained_weight
-        file = self._pretrained = checkpoint.load(path)
-        chosen = choose_layers(self.pipe.unet, file, self.settings.target)
-        missing = [t.name for t in self.targets if t.name not in chosen.values()]
-        if missing:
-            raise UsageError(f"{path}: holds no layer {', '.join(missing)}; it has {', '.join(file.layers)}")
-        self._stored_name = {target: stored for stored, target in chosen.items()}
-        logger.warning(
-            "%s sets the operators: the --hyena_*, --operator, --form, --global_branch and --init options do not apply",
-            path,
-        )
-        return {target: file.layers[stored].config for stored, target in chosen.items()}
+        if not self.settings.pretrained_weight:
+            choices = self.settings.operator_choices()
+            return {t.name: configure(t, self.grid, self.pipe.unet, **choices) for t in self.targets}
+        file = checkpoint.load(self.settings.pretrained_weight)
+        self._pretrained = pretrained_layers(file, self.pipe.unet, self.settings.target, self.targets)
+        return {name: config for name, (config, _) in self._pretrained.items()}
 
     def _choose_seed(self, state: dict[str, Any] | None) -> int:
         given = self.settings.seed
@@ -179,14 +203,14 @@ class Trainer:
         s = self.settings
         with self.accelerator.main_process_first():
             data = training_data(s, self.pipe, self.teacher, self.is_demo, self.on_phase, self.on_prepare)
-        self.lessons = Lessons(self.pipe, self.targets, data, self.seed, s.data == "noise", s.unconditional)
+        self.lessons = Lessons(self.pipe, self.targets, data, self.seed, s.data == "noise", s.unconditional, s.reuse)
         return data.key
 
     def _make_students(self, started_from: dict[str, Any] | None) -> Students:
         operators = {name: config.build() for name, config in self.configs.items()}
         if self.settings.pretrained_weight:
             for name, operator in operators.items():
-                operator.load_state_dict(self._pretrained.tensors[self._stored_name[name]])
+                operator.load_state_dict(self._pretrained[name][1])
         elif self.settings.init == "teacher" and started_from is None:
             self.on_phase("measuring the teacher's mean attention to start from")
             batches = [self.lessons.activations(-1 - i, range(self.global_batch)) for i in range(START_BATCHES)]
@@ -200,39 +224,18 @@ class Trainer:
         batches = [self.lessons.training(-1 - i, range(self.global_batch)) for i in range(START_BATCHES)]
         return {t.name: sum(variance(batch[t.name].y) for batch in batches) / len(batches) for t in self.targets}
 
-    def _optimizer(self, students: Students) -> torch.optim.Optimizer:
-        groups = []
-        for _, operator in students.items():
-            decayed = [p for n, p in operator.named_parameters() if n.startswith(("in_proj.weight", "out_proj.weight"))]
-            chosen = {id(p) for p in decayed}
-            groups.append({"params": decayed, "weight_decay": self.settings.weight_decay})
-            groups.append({"params": [p for p in operator.parameters() if id(p) not in chosen], "weight_decay": 0.0})
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=self.settings.lr)
-
-    def _scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
-        from diffusers.optimization import get_scheduler
-
-        # Accelerate steps the schedule once per process at each update.
-        scale = self.accelerator.num_processes
-        return get_scheduler(
-            self.settings.lr_scheduler,
-            optimizer,
-            num_warmup_steps=min(self.settings.lr_warmup_steps, self.settings.n_steps) * scale,
-            num_training_steps=self.settings.n_steps * scale,
-        )
-
     # -- the loop -----------------------------------------------------------------------------------
 
-    def _train(self, step: int) -> int:
+    def _train(self, step: int, last: int) -> int:
         s = self.settings
         # Only a main thread may handle signals; elsewhere the host program decides what they mean.
         numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
         previous = {number: signal.signal(number, self._on_signal) for number in numbers}
         overflows = 0
         try:
-            while step < s.n_steps and not self._anywhere(bool(self._signal)):
+            while step < last and not self._anywhere(bool(self._signal)):
                 lr = self.scheduler.get_last_lr()[0]
-                errors, mse = self._update(step)
+                losses = self._update(step)
                 if self.accelerator.optimizer_step_was_skipped:  # float16 overflow: the loss scale was lowered
                     overflows += 1
                     if overflows > MAX_OVERFLOWS:
@@ -240,8 +243,10 @@ class Trainer:
                     continue
                 overflows = 0
                 step += 1
-                self.on_progress(Progress(step, s.n_steps, errors, mse, lr))
-                if step < s.n_steps and s.save_every_n_steps and step % s.save_every_n_steps == 0:
+                self.average.update()
+                loss, errors, mse, parts = losses
+                self.on_progress(Progress(step, s.total_steps, loss, errors, mse, lr, parts))
+                if step < last and s.save_every_n_steps and step % s.save_every_n_steps == 0:
                     self._save(step, {})
                     self._show(step)
         finally:
@@ -255,33 +260,37 @@ class Trainer:
         self._signal = number
         self.on_phase("stopping after this step (once more: at once)")
 
-    def _update(self, step: int) -> tuple[dict[str, float], dict[str, float]]:
-        """One update; relative error and mean squared error per layer, averaged over the global batch."""
+    def _update(self, step: int) -> tuple[float, dict[str, float], dict[str, float], dict[str, float]]:
+        """One update; the loss, per layer relative error and mean squared error, and the loss's terms, averaged
+        over the global batch."""
         s, accelerator = self.settings, self.accelerator
         parts = s.gradient_accumulation_steps
-        first = accelerator.process_index * s.batch_size
-        errors: dict[str, Tensor] = {}
-        mse: dict[str, Tensor] = {}
+        size = s.batch_size if self.stage == 1 else s.finetune_batch_size or s.batch_size
+        sums: list[dict[str, Tensor]] = [{}, {}, {}, {}]
         for part in range(parts):
-            start = part * self.global_batch + first
-            records = self.lessons.training(step, range(start, start + s.batch_size))
-            with accelerator.accumulate(self.students):
-                with accelerator.autocast():
-                    outputs = self.students(records)
-                losses = []
-                for name, y in outputs.items():
-                    square = torch.nn.functional.mse_loss(y.float(), records[name].y.float())
-                    losses.append(square / self.variances[name])
-                    mse[name] = mse.get(name, 0) + square.detach() / parts
-                    errors[name] = errors.get(name, 0) + losses[-1].detach() / parts
-                accelerator.backward(torch.stack(losses).mean())
+            start = (part * accelerator.num_processes + accelerator.process_index) * size
+            with accelerator.accumulate(self.model):
+                losses = self._losses(step, range(start, start + size))
+                accelerator.backward(losses.total)
+                seen = {"loss": losses.total.detach()}, losses.errors, losses.mse, losses.parts
+                for total, values in zip(sums, seen, strict=True):
+                    for name, value in values.items():
+                        total[name] = total.get(name, 0) + value.detach() / parts
                 if accelerator.sync_gradients:
-                    self._check_finite(step, "loss", errors)
+                    self._check_finite(step, "loss", sums[0] | sums[1])
                     self._check_finite(step, "gradient", self._clip_gradients())
                 self.optimizer.step()
                 self.scheduler.step()
                 self.optimizer.zero_grad()
-        return self._over_processes(errors), self._over_processes(mse)
+        loss, errors, mse, terms = (self._over_processes(values) for values in sums)
+        return loss["loss"], errors, mse, terms
+
+    def _losses(self, step: int, positions: range) -> Losses:
+        with self.accelerator.autocast():
+            if self.stage == 2:
+                return self._joint.losses(self.model, step, positions)
+            records = self.lessons.training(step, positions)
+            return layer_losses(self.model(records), records, self.variances)
 
     def _over_processes(self, values: dict[str, Tensor]) -> dict[str, float]:
         return {name: self.accelerator.reduce(value, "mean").item() for name, value in values.items()}
@@ -291,7 +300,7 @@ class Trainer:
         the norms to be checked: none in float16, where Accelerate's loss scaling expects some overflows."""
         self.accelerator.unscale_gradients(self.optimizer)
         limit = self.settings.max_grad_norm or math.inf
-        layers = self.accelerator.unwrap_model(self.students).items()
+        layers = self.students.items()
         norms = {name: torch.nn.utils.clip_grad_norm_(operator.parameters(), limit) for name, operator in layers}
         return {} if self.accelerator.scaler is not None else norms
 
@@ -315,7 +324,10 @@ class Trainer:
     @torch.no_grad()
     def _evaluate(self) -> dict[str, dict[str, float]]:
         """Relative error and cosine per layer on held-out latents, the same inputs in every run."""
-        students = self.accelerator.unwrap_model(self.students).eval()
+        with self.average.in_place():
+            return self._measure(self.students.eval())
+
+    def _measure(self, students: Students) -> dict[str, dict[str, float]]:
         distances = {t.name: Distance() for t in self.targets}
         for positions in self.lessons.held_out_batches(VALIDATION_PICTURES, self.settings.batch_size):
             records = self.lessons.held_out(positions)
@@ -331,9 +343,27 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return
-        students = self.accelerator.unwrap_model(self.students)
+        with self.average.in_place():
+            self._save_weights(step, figures)
+        save_state(
+            self.out,
+            {
+                "step": step,
+                "stage": self.stage,
+                "seed": self.seed,
+                "settings": json.dumps(asdict(self.settings)),
+                "identity": json.dumps(self.identity),
+                "students": self.students.state_dict(),
+                "optimizer": self.optimizer.optimizer.state_dict(),
+                "scheduler": self.scheduler.scheduler.state_dict(),
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {},
+                "average": self.average.state_dict(),
+            },
+        )
+
+    def _save_weights(self, step: int, figures: dict[str, dict[str, float]]) -> None:
         training = asdict(self.settings) | {"seed": self.seed, "step": step}
-        operators = {name: (self.configs[name], operator) for name, operator in students.items()}
+        operators = {name: (self.configs[name], operator) for name, operator in self.students.items()}
         each = "t" in used_fields(self.settings.name_format)
         groups = [[name] for name in operators] if each else [list(operators)]
         for names in groups:
@@ -343,24 +373,12 @@ class Trainer:
             )
             if path not in self.files:
                 self.files.append(path)
-        save_state(
-            self.out,
-            {
-                "step": step,
-                "seed": self.seed,
-                "settings": json.dumps(asdict(self.settings)),
-                "identity": json.dumps(self.identity),
-                "students": students.state_dict(),
-                "optimizer": self.optimizer.optimizer.state_dict(),
-                "scheduler": self.scheduler.scheduler.state_dict(),
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {},
-            },
-        )
 
     def _show(self, step: int) -> None:
         """Lets the observer draw with what was just saved; who asked to stop is not kept waiting for it."""
         if self.accelerator.is_main_process and not self._signal:
-            self.on_save(step, self.accelerator.unwrap_model(self.students))
+            with self.average.in_place():
+                self.on_save(step, self.students)
 
     def _check_same_run(self, state: dict[str, Any]) -> None:
         before = json.loads(state["settings"]) | json.loads(state["identity"])

@@ -4,5 +4,6 @@ from .attention import HyenaAttention
 from .causal import HyenaOperator
 from .config import OperatorConfig
 from .hyena2d import Hyena2D
+from .linear_attention import LinearAttention
 
-__all__ = ["Hyena2D", "HyenaAttention", "HyenaOperator", "OperatorConfig"]
+__all__ = ["Hyena2D", "HyenaAttention", "HyenaOperator", "LinearAttention", "OperatorConfig"]

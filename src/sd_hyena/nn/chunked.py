@@ -171,7 +171,8 @@ def _mix(
             u = u * short.factor(x[i], i)
         y_i = long_conv.convolve(u.permute(0, 3, 1, 2), spectrum, radius)
         if short.raw and i == operator.order - 1:
-            attended = operator.attend(*(t.permute(0, 3, 1, 2) for t in (x[0], x[-1], u)))
+            q, k, values = (t.permute(0, 3, 1, 2) for t in (x[0], x[-1], u))
+            attended = operator.attend(q, k, values, channels)
             y_i += attended.mul_(operator.gain.weight[0, 0, channels].to(y.dtype))
         u = y_i.permute(0, 2, 3, 1)
     torch.mul(u, short.factor(x[0], 0, in_place=True), out=y[..., channels])

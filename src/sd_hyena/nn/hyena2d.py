@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..ops import linear, long_conv, naive
+from ..ops import long_conv, naive
 from . import chunked
 from .filter2d import ImplicitFilter2d
+from .linear_attention import FeatureMaps
 from .spectrum_cache import SpectrumCache
 
 FORMS = ("full", "core")
@@ -63,6 +64,7 @@ class Hyena2D(nn.Module):
         extent: (h, w) latent cells of the training grid, the filter's unit of length.
         num_heads: groups of channels that share long filters.
         attention_heads: heads of the ``linear`` branch.
+        feature_map, num_features: of the ``linear`` branch, see :class:`FeatureMaps`.
         scaling: how the filter grows to other grids, see :class:`ImplicitFilter2d`.
         in_bias: whether ``in_proj`` has a bias (SD's attention has none).
 
@@ -79,6 +81,8 @@ class Hyena2D(nn.Module):
         filter_order: int = 64,
         num_heads: int = 1,
         attention_heads: int = 8,
+        feature_map: str = "exp",
+        num_features: int = 2,
         short_filter_order: int = 3,
         form: str = "full",
         global_branch: str = "linear",
@@ -111,6 +115,8 @@ class Hyena2D(nn.Module):
         self.bias = Scale(order - 1, inner, 0.0)
         if global_branch != "none":
             self.gain = Scale(1, inner, 1.0)
+        if global_branch == "linear":
+            self.features = FeatureMaps(attention_heads, inner // attention_heads, feature_map, num_features)
         self.spectra = SpectrumCache()
         self.reset_short_filter()
 
@@ -196,7 +202,8 @@ class Hyena2D(nn.Module):
             v = gates[i] * v
             y = convolve(v, i - 1, channels)
             if i == self.order - 1 and self.global_branch == "linear":
-                y = y + self.gain.weight[0, :, channels].to(v.dtype) * self.attend(x[0], x[-1], v, reference)
+                attended = self.attend(x[0], x[-1], v, channels, reference)
+                y = y + self.gain.weight[0, :, channels].to(v.dtype) * attended
             v = y
         return gates[0] * v
 
@@ -221,13 +228,12 @@ class Hyena2D(nn.Module):
         weight, bias = short.weight[rows], short.bias[rows]
         return nn.functional.conv2d(u, weight, bias, padding=short.padding, groups=len(weight))
 
-    def attend(self, q: Tensor, k: Tensor, u: Tensor, reference: bool = False) -> Tensor:
-        """The ``linear`` branch on the channels of whole heads. q, k, u: (B, C, h, w) -> (B, C, h, w)."""
-        attention = naive.linear_attention if reference else linear.linear_attention
+    def attend(self, q: Tensor, k: Tensor, u: Tensor, channels: slice, reference: bool = False) -> Tensor:
+        """The ``linear`` branch on ``channels`` of whole heads. q, k, u: (B, C, h, w) -> (B, C, h, w)."""
         width = self.inner_dim // self.attention_heads
-        # The same temperature as softmax attention, so that a teacher's q and k mean the same here.
-        heads = [t.unflatten(1, (-1, width)).flatten(3) for t in (q * width**-0.25, k * width**-0.25, u)]
-        return attention(*heads).reshape(u.shape)
+        heads = slice(channels.start // width, channels.stop // width)
+        parts = [t.unflatten(1, (-1, width)).flatten(3) for t in (q, k, u)]
+        return self.features(*parts, heads, reference).reshape(u.shape)
 
     def channel_groups(self, channels: int, least: int = 40) -> list[slice]:
         """Even, consecutive groups of at most that many channels, but at least ``least``, and of whole heads

@@ -6,16 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FEATURE_MAPS = ("elu", "exp")
 
-def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Normalised linear attention with feature map elu + 1 (https://arxiv.org/abs/2006.16236), O(L).
 
-    q, k, v: (B, heads, head_dim, L). Returns (B, heads, head_dim, L) in v's dtype; sums over tokens are
-    taken in float32. The reference is :func:`sd_hyena.ops.naive.linear_attention`.
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, feature_map: str = "elu") -> Tensor:
+    """Normalised linear attention (https://arxiv.org/abs/2006.16236), O(L).
+
+    The feature map makes positive features of q and k: ``elu`` is elu + 1, ``exp`` the exponential.
+    q, k: (B, heads, features, L); v: (B, heads, head_dim, L). Returns (B, heads, head_dim, L) in v's dtype; sums
+    over tokens are taken in float32. The reference is :func:`sd_hyena.ops.naive.linear_attention`.
     """
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
     with torch.autocast(v.device.type, enabled=False):
-        q, k = (F.elu(x.to(dtype)) + 1 for x in (q, k))
+        q, k = q.to(dtype), k.to(dtype)
+        if feature_map == "exp":
+            # Nothing overflows and the normaliser is at least 1: each feature's largest key moves to the
+            # query, and the query's largest feature cancels in the ratio. Neither shift changes the result.
+            largest = k.detach().amax(-1, keepdim=True)
+            k = (k - largest).exp()
+            q = q + largest
+            q = (q - q.detach().amax(-2, keepdim=True)).exp()
+        else:
+            q, k = F.elu(q) + 1, F.elu(k) + 1
         state = v.to(dtype) @ k.transpose(-1, -2)
         normaliser = k.sum(-1, keepdim=True).transpose(-1, -2) @ q
         return ((state @ q) / normaliser).to(v.dtype)

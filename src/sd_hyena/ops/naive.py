@@ -42,11 +42,11 @@ def long_conv2d(u: Tensor, k: Tensor, bias: Tensor, gain: Tensor) -> Tensor:
     return conv2d(u, k) + bias * u + gain * u.mean((-2, -1), keepdim=True)
 
 
-def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """``y_i = sum_j <f(q_i), f(k_j)> v_j / sum_j <f(q_i), f(k_j)>`` with f = elu + 1.
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, feature_map: str = "elu") -> Tensor:
+    """``y_i = sum_j <f(q_i), f(k_j)> v_j / sum_j <f(q_i), f(k_j)>`` with f = elu + 1, or exp.
 
-    q, k, v: (B, heads, head_dim, L). Returns (B, heads, head_dim, L).
+    q, k: (B, heads, features, L); v: (B, heads, head_dim, L). Returns (B, heads, head_dim, L).
     """
-    q, k = F.elu(q) + 1, F.elu(k) + 1
+    q, k = (x.exp() if feature_map == "exp" else F.elu(x) + 1 for x in (q, k))
     weights = torch.einsum("bhdi,bhdj->bhij", q, k)
     return torch.einsum("bhij,bhdj->bhdi", weights / weights.sum(-1, keepdim=True), v)
