@@ -15,10 +15,12 @@ from sd_hyena.evaluate.baseline import Baseline
 from sd_hyena.evaluate.settings import EvaluateSettings, labels
 from sd_hyena.models import DEMO, load_pipeline, locate
 from sd_hyena.nn import OperatorConfig
-from sd_hyena.nn.config import OPERATORS
 from sd_hyena.targets import find_targets
 
-TRAIN = "-m demo -t OUT10,OUT11 -W 64 -H 64 -b 2 -r 1e-3 -d 3 -n 3 -s 0 --n_images 4 --n_held_out 2 --draw_steps 2"
+TRAIN = (
+    "-m demo -t OUT10,OUT11 -W 64 -H 64 -b 2 -r 1e-3 -d 3 -n 3 --finetune_steps 1 -s 0 "
+    "--n_images 4 --n_held_out 2 --draw_steps 2"
+)
 SMALL = "-m demo -n 2 -s 2 -W 64 -H 64 --layer_samples 2 --bands 2"
 BANDS = [[0, 499], [500, 999]]
 
@@ -36,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 def taught(folder):
-    return f"{folder}/taught/Hyena-00003.safetensors"
+    return f"{folder}/taught/Hyena-00004.safetensors"
 
 
 def evaluate(*options):
@@ -64,7 +66,7 @@ def test_every_figure_of_every_row(evaluated):
     figures = figures_of(evaluated)
     assert figures["bands"] == BANDS
     rows = {row["label"]: row for row in figures["rows"]}
-    students = ["Hyena-00003", "random+Hyena-00003"]
+    students = ["Hyena-00004", "random+Hyena-00004"]
     assert list(rows) == ["teacher", "teacher, another attention backend", "teacher, bfloat16", *students]
     assert [row["kind"] for row in figures["rows"]] == ["teacher", "yardstick", "yardstick", "student", "student"]
     assert "psnr_mean_db" not in rows["teacher"]
@@ -92,7 +94,7 @@ def test_what_is_written(evaluated):
     assert "http" not in report.split("</style>")[1]
     text = (evaluated / "evaluation.md").read_text()
     assert "sd-hyena evaluate --model demo" in text
-    assert "| random+Hyena-00003 |" in text
+    assert "| random+Hyena-00004 |" in text
     assert "| OUT11 |" in text
     assert Image.open(evaluated / "sheet.png").size[1] > 3 * 192
     Image.open(evaluated / "errors.png").verify()
@@ -155,7 +157,6 @@ def test_a_prompts_file_is_drawn_in_turn_and_not_scored(folder, tmp_path):
     assert "scores" not in figures["rows"][0]
 
 
-@pytest.mark.skipif("linear" not in OPERATORS, reason="this version has no linear operator to train")
 def test_linear_attention_is_trained_on_the_same_run_and_kept(folder, capsys):
     out = folder / "with-baseline"
     options = ["-y", taught(folder), "--no_yardstick", "--baseline", "linear", "-o", out]
@@ -174,10 +175,10 @@ def test_linear_attention_is_trained_on_the_same_run_and_kept(folder, capsys):
     own = {"operator", "out_dir", "log_dir", "device"}
     assert {k for k in its.training if its.training[k] != mine.training[k]} <= own
     assert its.training["seed"] == 3
-    written = (out / "baseline-linear" / "Hyena-00003.safetensors").stat().st_mtime_ns
+    written = (out / "baseline-linear" / "Hyena-00004.safetensors").stat().st_mtime_ns
     first = figures_of(out)
     assert evaluate(*options) == 0
-    assert (out / "baseline-linear" / "Hyena-00003.safetensors").stat().st_mtime_ns == written
+    assert (out / "baseline-linear" / "Hyena-00004.safetensors").stat().st_mtime_ns == written
     assert "the baseline is in" in capsys.readouterr().out
     assert figures_of(out) == first
 
@@ -185,10 +186,10 @@ def test_linear_attention_is_trained_on_the_same_run_and_kept(folder, capsys):
 def test_a_baseline_that_was_cut_off_is_gone_on_with(folder, tmp_path, monkeypatch, demo_pipe):
     from sd_hyena.distill.trainer import Trainer
 
-    whole = Baseline(taught(folder), "causal", tmp_path / "whole", "cpu")
+    whole = Baseline(taught(folder), "linear", tmp_path / "whole", "cpu")
     whole.train(demo_pipe)
     assert whole.finished()
-    cut = Baseline(taught(folder), "causal", tmp_path / "cut", "cpu")
+    cut = Baseline(taught(folder), "linear", tmp_path / "cut", "cpu")
     update = Trainer._update
 
     def stop_after_one(self, step):
@@ -210,8 +211,8 @@ def test_a_baseline_that_was_cut_off_is_gone_on_with(folder, tmp_path, monkeypat
 def test_a_baseline_of_another_run_is_not_taken_for_this_ones(folder, tmp_path):
     mine = checkpoint.load(taught(folder))
     operators = {name: (layer.config, mine.build(name)) for name, layer in mine.layers.items()}
-    plan = Baseline(taught(folder), "causal", tmp_path, "cpu")
-    record = mine.training | {"operator": "causal", "name_format": "else", "save_every_n_steps": 1}
+    plan = Baseline(taught(folder), "linear", tmp_path, "cpu")
+    record = mine.training | {"operator": "linear", "name_format": "else", "save_every_n_steps": 1}
     checkpoint.save(plan.file, operators, teacher=mine.teacher, training=record, figures={"OUT10": {"cosine": 1.0}})
     assert not plan.finished()  # OUT11 was not measured: cut off
     figures = {name: {"cosine": 1.0} for name in operators}
@@ -226,7 +227,7 @@ def test_a_baseline_of_another_run_is_not_taken_for_this_ones(folder, tmp_path):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"pretrained_weight": "start.safetensors"}, "was trained from start.safetensors"),
-    ({"n_steps": 0}, "--n_steps is 0"),
+    ({"n_steps": -1}, "--n_steps is -1"),
     ({"prompts": "gone.txt"}, "prompts file gone.txt: cannot be read"),
     ({"data_dir": "gone"}, "data folder gone: no"),
     ({"lr": "high"}, "its record of the training is malformed"),
@@ -237,7 +238,14 @@ def test_a_run_that_cannot_be_repeated_is_refused(folder, tmp_path, change, mess
     path = tmp_path / "changed.safetensors"
     checkpoint.save(path, operators, teacher=mine.teacher, training=mine.training | change)
     with pytest.raises((UsageError, SdHyenaError), match=message):
-        Baseline(path, "causal", tmp_path / "base", "cpu")
+        Baseline(path, "linear", tmp_path / "base", "cpu")
+
+
+def test_a_file_saved_midway_is_said_to_be_one(folder, tmp_path, caplog):
+    midway = folder / "taught" / "Hyena-00003.safetensors"  # the end of stage 1
+    plan = Baseline(midway, "linear", tmp_path, "cpu")
+    assert plan.file.name == "Hyena-00004.safetensors"
+    assert "was saved at step 3 of 4" in caplog.text
 
 
 def test_a_baseline_needs_the_students_own_teacher(folder, tmp_path, demo_pipe):
@@ -246,7 +254,7 @@ def test_a_baseline_needs_the_students_own_teacher(folder, tmp_path, demo_pipe):
     path = tmp_path / "elsewhere.safetensors"
     checkpoint.save(path, operators, teacher={"class": "x"}, training=mine.training)
     with pytest.raises(UsageError, match="was taught by another model"):
-        Baseline(path, "causal", tmp_path / "base", "cpu").train(demo_pipe)
+        Baseline(path, "linear", tmp_path / "base", "cpu").train(demo_pipe)
 
 
 def test_from_python_the_teacher_is_measured_whatever_was_attached(folder, evaluated, pipe):

@@ -54,7 +54,7 @@ def _evaluate(settings: EvaluateSettings, source: ModelSource, prompts: list[str
     if baseline is not None:
         dtype = choose_dtype(baseline.settings.mixed_precision)
         teacher = pipe if dtype == pipe.unet.dtype else load_pipeline(source, device, dtype)
-        with preparing_progress() as on_prepare, training_progress(baseline.settings.n_steps) as advance:
+        with preparing_progress() as on_prepare, training_progress(baseline.settings.total_steps) as advance:
             baseline.train(teacher, phase, advance, on_prepare)
         del teacher
     entries = settings.entries()

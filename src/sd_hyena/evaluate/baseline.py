@@ -45,7 +45,7 @@ class Baseline:
         self.settings = _recorded(self.student, own)
         if self.settings.data_dir:
             finished_manifest(Path(self.settings.data_dir))
-        self.file = self.folder / f"Hyena-{self.settings.n_steps:05d}.safetensors"
+        self.file = self.folder / f"Hyena-{self.settings.total_steps:05d}.safetensors"
 
     def finished(self) -> bool:
         """Whether the folder holds the end of this very run. Raises UsageError if it is another run's."""
@@ -93,7 +93,7 @@ class Baseline:
         )
         with locked(self.folder):
             resume = (self.folder / STATE).exists()
-            phase(f"teaching the baseline, {self.operator} attention: {s.n_steps} steps in {self.folder}")
+            phase(f"teaching the baseline, {self.operator} attention: {s.total_steps} steps in {self.folder}")
             trainer = Trainer(
                 s,
                 pipe,
@@ -120,16 +120,17 @@ def _recorded(student: HyenaFile, own: dict[str, Any]) -> TrainSettings:
         raise UsageError(
             f"{student.path}: was trained from {record['pretrained_weight']}: a baseline cannot start from there"
         )
-    if record.get("step", record["n_steps"]) != record["n_steps"]:
-        logger.warning(
-            "%s was saved at step %s of %s: the baseline is trained for all of them",
-            student.path,
-            record["step"],
-            record["n_steps"],
-        )
     try:
         settings = resolve(TrainSettings, {k: v for k, v in record.items() if k in known} | own)
         settings.validate()
-        return settings
     except TypeError as error:
         raise SdHyenaError(f"{student.path}: its record of the training is malformed: {error}") from None
+    step = record.get("step", settings.total_steps)
+    if step != settings.total_steps:
+        logger.warning(
+            "%s was saved at step %s of %s: the baseline is trained for all of them",
+            student.path,
+            step,
+            settings.total_steps,
+        )
+    return settings
