@@ -16,7 +16,7 @@ from .prompts import read_prompts
 
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial")
 OPERATORS = ("hyena2d", "causal", "linear")
-INITS = ("teacher", "random")
+INITS = ("teacher", "projections", "random")
 DATA = ("teacher", "noise")
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,9 @@ class TrainSettings:
     )
     num_features: int = option(2, "features per channel of the exp map")
     scaling: str = option("stretch", "how filters grow to larger images", choices=("extend", "stretch"))
-    init: str = option("teacher", "start from the teacher's attention, or at random", choices=INITS)
+    init: str = option(
+        "teacher", "start: teacher: its projections and mean attention; projections: those alone", choices=INITS
+    )
     data: str = option(
         "teacher", "learn from pictures the teacher draws, or from noise as the original did", choices=DATA
     )

@@ -91,8 +91,8 @@ def start_from_teacher(operator: nn.Module, attention: nn.Module, records: Seque
 
     Projections come from to_q, to_k, to_v and to_out. For ``Hyena2D`` the gates start at 1, the short
     filter at the identity, and the kernel at the teacher's mean attention as a function of relative
-    position, measured on ``records``. A causal operator takes what it can: its value projection, the
-    output projection and gates of 1.
+    position, measured on ``records``, or at zero without any. A causal operator takes what it can: its value
+    projection, the output projection and gates of 1.
     """
     value, out = attention.to_v, _output_linear(attention)
     order = operator.order
@@ -131,6 +131,9 @@ def _start_hyena2d(operator: Hyena2D, attention: nn.Module, records: Sequence[Ca
     operator.gate.weight.zero_()
     operator.bias.weight.zero_()
     operator.bias.weight[:-1] = 1  # every convolution but the last starts as the identity
+    if not records:
+        operator.filter.zero_()
+        return
     kernel, flat = mean_attention(attention, records, operator.filter.extent)
     if operator.global_branch == "none":
         kernel = kernel + flat[:, None, None] / (operator.filter.extent[0] * operator.filter.extent[1])

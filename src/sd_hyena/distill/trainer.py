@@ -206,14 +206,20 @@ class Trainer:
         self.lessons = Lessons(self.pipe, self.targets, data, self.seed, s.data == "noise", s.unconditional, s.reuse)
         return data.key
 
+    def build(self, config: OperatorConfig) -> torch.nn.Module:
+        """Makes one layer's operator; experiments override it."""
+        return config.build()
+
     def _make_students(self, started_from: dict[str, Any] | None) -> Students:
-        operators = {name: config.build() for name, config in self.configs.items()}
+        operators = {name: self.build(config) for name, config in self.configs.items()}
         if self.settings.pretrained_weight:
             for name, operator in operators.items():
                 operator.load_state_dict(self._pretrained[name][1])
-        elif self.settings.init == "teacher" and started_from is None:
-            self.on_phase("measuring the teacher's mean attention to start from")
-            batches = [self.lessons.activations(-1 - i, range(self.global_batch)) for i in range(START_BATCHES)]
+        elif self.settings.init != "random" and started_from is None:
+            batches = []
+            if self.settings.init == "teacher":
+                self.on_phase("measuring the teacher's mean attention to start from")
+                batches = [self.lessons.activations(-1 - i, range(self.global_batch)) for i in range(START_BATCHES)]
             for name, operator in operators.items():
                 operator.to(self.accelerator.device)
                 start_from_teacher(operator, self.attentions[name], [batch[name] for batch in batches])

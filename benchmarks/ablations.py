@@ -1,0 +1,304 @@
+"""What matters, measured on the bundled teacher: one student a row, each differing from the default in one thing.
+
+    python benchmarks/ablations.py                   # all rows that are not there yet
+    python benchmarks/ablations.py --rows default,causal
+    python benchmarks/ablations.py --list
+
+Every row is trained on the same pictures for the same number of steps; errors are on held-out latents, pictures
+on held-out prompts. Results are kept in STEM.json row by row, so that an interrupted run goes on with the next
+one; STEM.md is written from it. A row is measured again if the settings it was measured with are no longer its.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import variants
+from accelerate import Accelerator
+
+from sd_hyena import patch
+from sd_hyena.benchmark.flops import attention_flops, operator_flops
+from sd_hyena.benchmark.timing import interleaved
+from sd_hyena.demo.scenes import held_out_scenes
+from sd_hyena.distill.settings import TrainSettings
+from sd_hyena.distill.trainer import Trainer
+from sd_hyena.evaluate.pictures import Drawing, compare, draw
+from sd_hyena.files import atomic_path
+from sd_hyena.generate.draw import use_scheduler
+from sd_hyena.machine import describe, machine
+from sd_hyena.models import DEMO, fingerprint, load_pipeline, locate
+
+SIZE, GUIDANCE, FIRST_SEED = 256, 5.0, 1000
+TIMED = "IN01"  # the layer whose parameters, operations and time are given
+
+
+@dataclass
+class Row:
+    """One student: settings that differ from the default's, and what is changed beyond settings."""
+
+    name: str
+    group: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    change: Callable[[Any], None] | None = None
+    around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+    convolutions: int = 1
+    longer: float = 1.0  # stage 1, in steps of the default
+
+
+LINEAR = {"operator": "linear", "feature_map": "elu", "num_features": 1}
+ALL = {"target": "all"}
+ROWS = [
+    Row("default", "default"),
+    Row("default, seed 2", "default", {"seed": 2}),
+    Row("default, seed 3", "default", {"seed": 3}),
+    Row("linear attention (elu + 1)", "operator", LINEAR),
+    Row("linear attention, our features", "operator", {"operator": "linear"}),
+    Row("causal", "operator", {"operator": "causal"}),
+    Row("noise as data", "data", {"data": "noise"}),
+    Row("causal, noise, random start (as in 2024)", "data", {"operator": "causal", "data": "noise", "init": "random"}),
+    Row("a quarter of the pictures", "data", {"n_images": 16}),
+    Row("all layers", "layers", ALL),
+    Row("all layers, linear attention (elu + 1)", "layers", ALL | LINEAR),
+    Row("all, + stage 2: prediction", "stage 2", ALL | {"finetune_steps": 40, "feature_weight": 0.0}),
+    Row("all, + stage 2: prediction, features", "stage 2", ALL | {"finetune_steps": 40}),
+    Row("all, + stage 2: prediction, features, guided", "stage 2", ALL | {"finetune_steps": 40, "guided_weight": 1.0}),
+    Row("all, + stage 2: ... with min-SNR 5", "stage 2", ALL | {"finetune_steps": 40, "snr_gamma": 5.0}),
+    Row("all, + stage 2: ... with the task loss", "stage 2", ALL | {"finetune_steps": 40, "task_weight": 0.1}),
+    Row("all, stage 1 for as long as both", "stage 2", ALL, longer=2.2),
+    Row("+ stage 2", "stage 2", {"finetune_steps": 40}),
+    Row("start: projections alone", "start", {"init": "projections"}),
+    Row("start: random", "start", {"init": "random"}),
+    Row("global branch: none", "global branch", {"global_branch": "none"}),
+    Row("global branch: mean", "global branch", {"global_branch": "mean"}),
+    Row("global branch: linear, elu + 1", "global branch", {"feature_map": "elu", "num_features": 1}),
+    Row("global branch: one feature per channel", "global branch", {"num_features": 1}),
+    Row("global branch: four features per channel", "global branch", {"num_features": 4}),
+    Row("form: core", "form", {"form": "core"}),
+    Row("learning rate 1e-3", "learning rate", {"lr": 1e-3}),
+    Row("learning rate 3e-3", "learning rate", {"lr": 3e-3}),
+    Row("learning rate 3e-2", "learning rate", {"lr": 3e-2}),
+    Row("one rate for filters and projections", "learning rate", {}, None, variants.one_rate),
+    Row("a teacher pass for every step", "learning rate", {"reuse": 1}),
+    Row("gates: none", "gates", {}, variants.no_gates),
+    Row("gates: SiLU", "gates", {}, variants.as_class(variants.SiluGates)),
+    Row("gates: normalised product", "gates", {}, variants.as_class(variants.NormalisedProduct)),
+    Row("outer-product heads of 4", "gates", {}, variants.as_class(variants.OuterProduct), convolutions=4),
+    Row("kernels shared by 16 channels", "kernel", {"hyena_num_heads": 16}),
+    Row("window: none", "kernel", {}, variants.flat_window),
+    Row("window: Gaussian", "kernel", {}, variants.gaussian_window),
+    Row("filter: SiLU instead of sine", "kernel", {}, variants.silu_filter),
+    Row("filter: 1 octave", "kernel", {}, None, lambda: variants.bands(1)),
+    Row("filter: 8 octaves", "kernel", {}, None, lambda: variants.bands(8)),
+    Row("filter: 16 wide", "kernel", {"hyena_filter_order": 16}),
+    Row("short filter: none (1 tap)", "short filter", {"hyena_short_filter_order": 1}),
+    Row("short filter: 5 x 5", "short filter", {"hyena_short_filter_order": 5}),
+    Row("order 3", "operator", {"hyena_order": 3}),
+]  # fmt: skip
+
+
+class VariantTrainer(Trainer):
+    """Builds each operator with a row's change."""
+
+    row: Row
+
+    def build(self, config: Any) -> torch.nn.Module:
+        operator = super().build(config)
+        if self.row.change is not None:
+            self.row.change(operator)
+        return operator
+
+
+@dataclass
+class Bench:
+    """What all rows share: the teacher, its pictures, and how long a row is trained."""
+
+    args: argparse.Namespace
+    pipe: Any
+    teacher: dict[str, str]
+    prompts: list[str]
+    drawing: Drawing | None = None
+
+    def settings(self, row: Row) -> TrainSettings:
+        a = self.args
+        common = {
+            "teacher_model": DEMO, "target": "high", "width": SIZE, "height": SIZE,
+            "n_steps": round(a.steps * row.longer), "batch_size": a.batch_size, "reuse": 4, "n_images": a.n_images, "n_held_out": 16, "draw_steps": 10,
+            "save_every_n_steps": 0, "seed": 1, "out_dir": str(Path(a.work) / "run"), "device": "cpu",
+        }  # fmt: skip
+        return TrainSettings(**(common | row.settings))
+
+    def identity(self, row: Row) -> dict[str, Any]:
+        """What a stored row is compared with."""
+        return asdict(self.settings(row)) | {"pictures": self.args.pictures, "picture_steps": self.args.picture_steps}
+
+    def measure(self, row: Row) -> dict[str, Any]:
+        settings, started = self.settings(row), time.time()
+        settings.validate()
+        Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
+        with row.around():
+            trainer = VariantTrainer(
+                settings, self.pipe, self.teacher, Accelerator(cpu=True), is_demo=True, on_phase=_say
+            )
+            trainer.row = row
+            result = trainer.run()
+            if result.interrupted:
+                raise KeyboardInterrupt
+            seconds = time.time() - started
+            with trainer.average.in_place():
+                operators = dict(trainer.students.items())
+                psnr = self.psnr(operators)
+                times = self.times(operators[TIMED])
+        config = trainer.configs[TIMED]
+        return {
+            "error": statistics.mean(f["relative_error"] for f in result.figures.values()),
+            "errors": {name: f["relative_error"] for name, f in result.figures.items()},
+            "psnr": statistics.mean(psnr),
+            "psnr_each": psnr,
+            "parameters": sum(p.numel() for p in operators[TIMED].parameters()),
+            "flops": operator_flops(config, (config.height, config.width), row.convolutions),
+            "ms": times["student"].median,
+            "attention_ms": times["teacher"].median,
+            "seconds": seconds,
+        }
+
+    def psnr(self, operators: dict[str, torch.nn.Module]) -> list[float]:
+        options = {
+            "num_inference_steps": self.args.picture_steps, "guidance_scale": GUIDANCE, "width": SIZE, "height": SIZE
+        }  # fmt: skip
+        seeds = [FIRST_SEED + i for i in range(len(self.prompts))]
+        if self.drawing is None:
+            self.drawing = draw(self.pipe, self.prompts, seeds, **options)
+        patch.attach(self.pipe.unet, operators)
+        try:
+            return compare(self.drawing, draw(self.pipe, self.prompts, seeds, **options)).psnr
+        finally:
+            patch.detach(self.pipe.unet)
+
+    @torch.no_grad()
+    def times(self, operator: torch.nn.Module) -> dict[str, Any]:
+        """One call of the layer and of the attention it stands for: two images, one with and one without prompt."""
+        from sd_hyena.nn.attention import projections_of
+        from sd_hyena.targets import find_targets
+
+        target = find_targets(self.pipe.unet)[TIMED]
+        attention = self.pipe.unet.get_submodule(target.path)
+        grid = target.grid((SIZE // 8, SIZE // 8))
+        x = torch.randn(2, grid[0] * grid[1], target.dim)
+        given = (projections_of(attention),) if getattr(operator, "form", "full") == "core" else ()
+        operator.eval()
+        calls = {"student": lambda: operator(x, grid, *given), "teacher": lambda: attention(x)}
+        return interleaved(calls, torch.device("cpu"), 30, 3.0)
+
+
+def _say(text: str) -> None:
+    print(f"  {text}", flush=True)
+
+
+def table(rows: list[Row], stored: dict[str, Any], head: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# What matters", "",
+        f"{head['machine']}; {head['date']}. `{head['command']}`",
+        "",
+        f"The bundled teacher at {SIZE} px; `high` (5 layers) unless a row says all (16). {head['setup']}",
+        "",
+        "Error: mean relative error of the layers on held-out latents, 1 is a constant's. PSNR: to the teacher's "
+        f"pictures. Parameters, operations and time are {TIMED}'s, two images; attention: "
+        f"{attention_flops(64, 1024) / 1e6:.0f} MFLOP an image.", "",
+        "| student | error | / default | PSNR dB | parameters | MFLOP | ms | attention ms | training s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    seeds = [stored[r.name]["error"] for r in rows if r.group == "default" and r.name in stored]
+    reference = statistics.mean(seeds) if seeds else float("nan")
+    group = ""
+    for row in rows:
+        if row.name not in stored:
+            continue
+        if row.group != group:
+            group = row.group
+            lines.append(f"| **{group}** | | | | | | | | |")
+        r = stored[row.name]
+        every = "all" in row.settings.get("target", "")
+        ratio = "-" if every else f"{r['error'] / reference:.2f}"
+        lines.append(
+            f"| {row.name} | {r['error']:.4f} | {ratio} | {r['psnr']:.1f} | {r['parameters']:,} "
+            f"| {r['flops'] / 1e6:.1f} | {r['ms']:.1f} | {r['attention_ms']:.1f} | {r['seconds']:.0f} |"
+        )
+    if len(seeds) > 1:
+        spread = (max(seeds) - min(seeds)) / reference
+        pictures = [stored[r.name]["psnr"] for r in rows if r.group == "default" and r.name in stored]
+        lines += [
+            "",
+            f"Spread over {len(seeds)} seeds of the default: error {min(seeds):.4f} to {max(seeds):.4f} "
+            f"({spread:.0%} of the mean), PSNR {min(pictures):.1f} to {max(pictures):.1f} dB. "
+            "Smaller differences say nothing.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default="", help="comma list of names or groups (default: all)")
+    parser.add_argument("--list", action="store_true", help="print the rows and stop")
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "ablations"), help="STEM of the files")
+    parser.add_argument("--work", default="out/ablations", help="folder for files on the way")
+    parser.add_argument("--steps", type=int, default=80, help="training steps a row (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=8, help="(default: %(default)s)")
+    parser.add_argument("--n_images", type=int, default=64, help="pictures to learn from (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=8, help="held-out prompts to draw (default: %(default)s)")
+    parser.add_argument("--picture_steps", type=int, default=12, help="diffusion steps (default: %(default)s)")
+    args = parser.parse_args()
+    if args.list:
+        print("\n".join(f"{row.group}: {row.name}" for row in ROWS))
+        return 0
+    asked = [word.strip() for word in args.rows.split(";" if ";" in args.rows else ",") if word.strip()]
+    unknown = [word for word in asked if word not in {r.name for r in ROWS} | {r.group for r in ROWS}]
+    if unknown:
+        print(f"ablations: no row or group {unknown[0]!r}; --list names them (separate names with ;)", file=sys.stderr)
+        return 2
+    chosen = [row for row in ROWS if not asked or row.name in asked or row.group in asked]
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.with_suffix(".json")
+    document = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+    pipe = load_pipeline(locate(DEMO))
+    use_scheduler(pipe, "model")
+    prompts = [scene.caption for scene in held_out_scenes(args.pictures)]
+    bench = Bench(args, pipe, fingerprint(pipe), prompts)
+    command = "python benchmarks/ablations.py"
+    for name in ("steps", "batch_size", "n_images", "pictures", "picture_steps"):
+        if getattr(args, name) != parser.get_default(name):
+            command += f" --{name} {getattr(args, name)}"
+    setup = (
+        f"{args.steps} steps of batch {args.batch_size}, a teacher pass for every fourth, {args.n_images} pictures; "
+        f"stage 2 adds 40. {args.pictures} held-out prompts, guidance {GUIDANCE:g}, {args.picture_steps} steps."
+    )
+    for row in chosen:
+        identity = bench.identity(row)
+        if document["rows"].get(row.name, {}).get("identity") == identity:
+            continue
+        print(row.name, flush=True)
+        document["rows"][row.name] = bench.measure(row) | {"identity": identity}
+        facts = machine("cpu")
+        document |= {"machine": facts}
+        head = {"machine": describe(facts), "date": facts["date"], "command": command, "setup": setup}
+        for suffix, text in ((".json", json.dumps(document, indent=1)), (".md", table(ROWS, document["rows"], head))):
+            with atomic_path(out.with_suffix(suffix)) as temporary:
+                temporary.write_text(text)
+        measured = document["rows"][row.name]
+        print(f"  error {measured['error']:.4f}, {measured['psnr']:.1f} dB, {measured['seconds']:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
