@@ -132,7 +132,8 @@ class Bench:
         a = self.args
         common = {
             "teacher_model": DEMO, "target": "high", "width": SIZE, "height": SIZE,
-            "n_steps": round(a.steps * row.longer), "batch_size": a.batch_size, "reuse": 4, "n_images": a.n_images, "n_held_out": 16, "draw_steps": 10,
+            "n_steps": round(a.steps * row.longer), "batch_size": a.batch_size, "reuse": 4,
+            "n_images": a.n_images, "n_held_out": 16, "draw_steps": 10,
             "save_every_n_steps": 0, "seed": 1, "out_dir": str(Path(a.work) / "run"), "device": "cpu",
         }  # fmt: skip
         return TrainSettings(**(common | row.settings))

@@ -12,6 +12,7 @@ LAYER = {
     "names": 0,
     "settings": 0,
     "ops": 0,
+    "recipes": 0,
     "nn": 1,
     "targets": 2,
     "hyena_file": 2,

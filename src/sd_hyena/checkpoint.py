@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import legacy
 from .errors import CheckpointError
-from .files import atomic_path
+from .files import atomic_path, hyena_path
 from .hyena_file import HyenaFile, LayerInfo
 from .nn import OperatorConfig
 from .targets import NAME
@@ -60,9 +60,10 @@ def save(path: Path | str, operators: Mapping[str, tuple[OperatorConfig, nn.Modu
 def load(path: Path | str) -> HyenaFile:
     """Reads and checks a file: names, shapes, finite values. Nothing is built or attached.
 
-    Raises CheckpointError, naming the file and what is wrong with it.
+    ``path`` may be "demo", the bundled model's student. Raises CheckpointError, naming the file and what is
+    wrong with it.
     """
-    path = Path(path)
+    path = hyena_path(path)
     metadata, tensors = _read(path)
     if metadata.get("format") == FORMAT:
         file = _parse(path, metadata, tensors)

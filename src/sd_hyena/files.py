@@ -1,4 +1,4 @@
-"""Writing files so that a crash at any moment leaves either the old file or the new one."""
+"""Writing files so that a crash at any moment leaves either the old file or the new one; the bundled one's name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+# Where files are named, this name stands for the bundled model's student, unless a file is called so.
+STUDENT = "demo"
+STUDENT_FILE = Path(__file__).parent / "demo" / "student.safetensors"
+
+
+def hyena_path(name: Path | str) -> Path:
+    """The file that ``name`` means: itself, or the bundled student."""
+    path = Path(name)
+    return STUDENT_FILE if str(name) == STUDENT and not path.is_file() else path
 
 
 @contextlib.contextmanager

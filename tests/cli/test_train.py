@@ -72,6 +72,11 @@ def test_one_file_each_with_the_layer_in_its_name(tmp_path):
         "--global_branch none --hyena_order 3 --hyena_filter_order 16 --hyena_short_filter_order 5 --hyena_num_heads 2",
         "--init random --scaling stretch --lr_scheduler constant --max_grad_norm 0",
         "--mixed_precision bf16 --gradient_accumulation_steps 2 --lr_warmup_steps 1",
+        "--operator linear --feature_map elu --num_features 1",
+        "--num_features 3 --reuse 2 --init projections -r 0",
+        "--finetune_steps 1 -n 1 --guided_weight 0.5 --guidance 3 --snr_gamma 5 --ema_decay 0 --finetune_lr 1e-4",
+        "--finetune_steps 2 -n 0 --task_weight 0.1 --gradient_checkpointing --finetune_batch_size 3 --form core",
+        "--finetune_steps 1 -n 1 --mixed_precision bf16 --prediction_weight 0.5 --feature_weight 0",
     ],
 )
 def test_every_option_trains_a_file_that_draws(tmp_path, options):
@@ -160,7 +165,7 @@ def test_defaults_are_the_documented_ones(capsys):
     for line in (
         'target = "IN01"',
         "batch_size = 16",
-        "lr = 1e-05",
+        "lr = 0.0",
         "n_steps = 200",
         "width = 512",
         "height = 512",
@@ -190,7 +195,13 @@ def test_defaults_are_the_documented_ones(capsys):
         ("-m demo -f {s.__class__}", 2, "is not one of them"),
         ("-m demo -f {s:>999999999}", 2, "is not a format it takes"),
         ("-m demo -n 0", 2, "--n_steps is 0"),
-        ("-m demo -r 0", 2, "--lr is 0"),
+        ("-m demo -r -1", 2, "--lr is -1"),
+        ("-m demo --reuse 0", 2, "--reuse is 0"),
+        ("-m demo --finetune_steps -3", 2, "--finetune_steps is -3"),
+        ("-m demo --ema_decay 1", 2, "--ema_decay is 1"),
+        ("-m demo --guidance 0.5", 2, "--guidance is 0.5"),
+        ("-m demo --finetune_steps 3 --prediction_weight 0 --feature_weight 0", 2, "needs a loss"),
+        ("-m demo --recipe quick --config x.toml", 2, "choose one"),
         ("-m demo -b -1", 2, "--batch_size is -1"),
         ("-m demo --prompts nothing.txt", 2, "prompts file nothing.txt"),
         ("-m demo -p nothing.safetensors", 2, "--pretrained_weight is nothing.safetensors"),
@@ -279,6 +290,58 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, uninterrupted, number, statu
     assert "resuming at step" in output
     assert same_weights(out / "Hyena-00040.safetensors", uninterrupted)
     assert not list(out.glob(".*.tmp"))
+
+
+BOTH = ("-t", "IN01,M00", "-n", "5", "--finetune_steps", "20", "-s", "4", "--guided_weight", "1", "--reuse", "2")
+
+
+@pytest.mark.parametrize("kill_at", [5, 12])
+def test_a_run_killed_at_the_end_of_stage_1_or_in_stage_2_resumes_bit_for_bit(tmp_path, both_stages, kill_at):
+    out = tmp_path / "out"
+    process = start(out, *BOTH)
+    wait_for(out / f"Hyena-{kill_at:05d}.safetensors", process)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -9
+    assert not (out / "Hyena-00025.safetensors").exists()
+    process = start(out, *BOTH, "--resume")
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, output
+    assert "resuming at step" in output
+    assert same_weights(out / "Hyena-00025.safetensors", both_stages / "Hyena-00025.safetensors")
+
+
+@pytest.fixture(scope="module")
+def both_stages(tmp_path_factory):
+    out = tmp_path_factory.mktemp("both") / "out"
+    process = start(out, *BOTH)
+    assert process.wait(200) == 0, process.stdout.read()
+    return out
+
+
+def test_stage_2_writes_its_terms_and_the_moving_average(both_stages):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logs = both_stages.parent / "logs"
+    (folder,) = {p.parent for p in logs.rglob("events.out.tfevents*") if p.parent.parent.name == "logs"}
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    assert {"joint/prediction", "joint/feature", "joint/guided"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("joint/guided")] == list(range(6, 26))
+    assert len(events.Images("teacher above student")) == 8  # after 4, 5, 8, 12, ... 24 and 25 steps
+    weights = load_file(both_stages / "Hyena-00025.safetensors")
+    state = torch.load(both_stages / ".train-state.pt", weights_only=True)
+    name = "in_proj.weight"
+    live = state["students"][f"operators.0.{name}"]
+    assert not torch.equal(weights[f"layers.IN01.{name}"], live)  # what is saved is the average, not the last step
+    assert (weights[f"layers.IN01.{name}"] - live).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("recipe", ["quick", "standard", "best"])
+def test_recipes_fill_what_no_flag_says(recipe, capsys):
+    assert main(["train", "-m", "demo", "--recipe", recipe, "-n", "5", "--print_config"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "n_steps = 5" in lines
+    assert "reuse = 4" in lines
+    assert f'target = "{"all" if recipe == "best" else "high"}"' in lines
 
 
 def test_two_runs_on_one_folder(tmp_path, capsys):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
+from ..files import hyena_path
 from ..generate.settings import split_entries
 from ..settings import option
 from ..targets import parse_names
@@ -173,7 +174,7 @@ class ImageSettings(_Common):
             raise UsageError(f"--attention: {unknown[0]!r} is none of sdpa, naive, xformers")
         for entry in self.entries():
             for file in entry:
-                if not Path(file).is_file():
+                if not hyena_path(file).is_file():
                     raise UsageError(f"--hyena: no file {file}")
 
     def attentions(self) -> list[str]:

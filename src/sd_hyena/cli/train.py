@@ -14,6 +14,7 @@ from ..distill.prepare_settings import parse_sizes
 from ..distill.settings import TrainSettings
 from ..errors import SdHyenaError, UsageError
 from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
+from ..recipes import RECIPES, recipe_path
 from ..settings import add_arguments as add_settings
 from ..settings import resolve, to_toml
 from ..targets import find_targets, select
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="RECIPE", help="TOML file with settings by their long names; flags go before it"
     )
+    parser.add_argument("--recipe", choices=RECIPES, help="a recipe that comes with sd-hyena, instead of --config")
     parser.add_argument("--print_config", action="store_true", help="print the settings as a recipe and stop")
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run in --out_dir exactly where it stopped"
@@ -33,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: dict[str, Any]) -> int:
     resume, overwrite = args.pop("resume"), args.pop("overwrite")
-    print_config, recipe = args.pop("print_config"), args.pop("config")
+    print_config = args.pop("print_config")
+    recipe = _recipe(args.pop("recipe"), args.pop("config"))
     settings = resolve(TrainSettings, args, recipe, defaults=_defaults)
     settings.validate()
     if print_config:
@@ -52,6 +55,12 @@ def run(args: dict[str, Any]) -> int:
     # The other processes of a distributed run write nothing: the main one holds the folder for all.
     with locked(Path(settings.out_dir)) if accelerator.is_main_process else contextlib.nullcontext():
         return _train(settings, source, accelerator, resume)
+
+
+def _recipe(name: str | None, path: str | None) -> str | Path | None:
+    if name and path:
+        raise UsageError("--recipe and --config both give a recipe: choose one")
+    return recipe_path(name) if name else path
 
 
 def _defaults(given: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..files import hyena_path
 from ..names import check_format, used_fields
 from ..settings import option
 from ..targets import parse_names
@@ -129,7 +129,7 @@ class TrainSettings:
             check_spread(self, parse_sizes(self.sizes))
         if self.pretrained_weight:
             _require(
-                Path(self.pretrained_weight).is_file(),
+                hyena_path(self.pretrained_weight).is_file(),
                 "pretrained_weight",
                 self.pretrained_weight,
                 "an existing Hyena file",

@@ -36,6 +36,9 @@ class Baseline:
         self.student = checkpoint.load(student)
         own = {
             "operator": operator,
+            # Linear attention as others train it, whatever features the student has.
+            "feature_map": "elu",
+            "num_features": 1,
             "out_dir": str(folder),
             "log_dir": str(folder),
             "name_format": "Hyena-{s:05d}",

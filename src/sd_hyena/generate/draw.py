@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from .. import patch
 from ..api import load_hyena
 from ..errors import SdHyenaError, UsageError
-from ..files import atomic_path
+from ..files import atomic_path, hyena_path
 from .settings import SCHEDULERS, GenerateSettings
 
 
@@ -111,7 +111,7 @@ def parameters_text(
     }
     if files:
         fields["Hyena"] = "+".join(Path(f).name for f in files)
-        fields["Hyena hash"] = "+".join(hashlib.sha256(Path(f).read_bytes()).hexdigest()[:10] for f in files)
+        fields["Hyena hash"] = "+".join(hashlib.sha256(hyena_path(f).read_bytes()).hexdigest()[:10] for f in files)
         fields["Hyena layers"] = " ".join(layers)
     lines = [
         settings.prompt,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..files import hyena_path
 from ..names import check_format, used_fields
 from ..settings import option
 from ..targets import parse_names
@@ -77,7 +78,7 @@ class GenerateSettings:
         check_format(self.name_format, NAME_FIELDS)
         for entry in self.entries():
             for file in entry:
-                if not Path(file).is_file():
+                if not hyena_path(file).is_file():
                     raise UsageError(f"--hyena: no file {file}")
         self.plan()
 

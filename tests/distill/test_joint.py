@@ -1,0 +1,220 @@
+"""Stage 2: the students in the UNet, the losses they share, what weighs what; and the reuse of teacher passes."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import assert_close, run_unet
+from torch import nn
+
+from sd_hyena.distill.data import Batch
+from sd_hyena.distill.joint import JointStage, StudentUNet
+from sd_hyena.distill.lessons import Lessons
+from sd_hyena.distill.losses import snr_weights
+from sd_hyena.distill.optimisation import make_optimizer
+from sd_hyena.distill.settings import TrainSettings
+from sd_hyena.distill.state import Average
+from sd_hyena.distill.students import Students, configure
+from sd_hyena.nn import Hyena2D
+from sd_hyena.targets import find_targets, select
+
+
+class Same(nn.Module):
+    """An operator that says what the attention says, or a share of it."""
+
+    def __init__(self, attention, dim):
+        super().__init__()
+        self.dim, self.attention, self.scale = dim, (attention,), nn.Parameter(torch.ones(1))
+
+    def forward(self, x, size):
+        return self.scale * self.attention[0](x)
+
+
+def students_of(unet, names="IN01,OUT11", form="full"):
+    targets = select(find_targets(unet), names)
+    torch.manual_seed(1)
+    operators = {t.name: configure(t, (16, 16), unet, form=form).build() for t in targets}
+    return targets, Students(operators, {t.name: unet.get_submodule(t.path) for t in targets})
+
+
+def imitators(unet, names="IN01,OUT11"):
+    targets = select(find_targets(unet), names)
+    attentions = {t.name: unet.get_submodule(t.path) for t in targets}
+    return targets, Students({t.name: Same(attentions[t.name], t.dim) for t in targets}, attentions)
+
+
+def inputs_of(count=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "sample": torch.randn(count, 4, 16, 16, generator=generator),
+        "timestep": torch.tensor([10, 900])[:count],
+        "encoder_hidden_states": torch.randn(count, 7, 8, generator=generator),
+    }
+
+
+class Inputs:
+    """Stands in for TeacherInputs: one fixed batch, with prompts' states and the empty prompt's."""
+
+    def __init__(self, kind):
+        from diffusers import DDPMScheduler
+
+        self.noising = DDPMScheduler(prediction_type=kind)
+
+    def batch(self, step, positions):
+        inputs = inputs_of(len(positions))
+        self.clean, self.noise = torch.randn(2, *inputs["sample"].shape, generator=torch.Generator().manual_seed(5))
+        return Batch(inputs, self.clean, self.noise, inputs["timestep"], torch.zeros(len(positions)), (16, 16))
+
+    def unconditional(self, batch):
+        return batch.inputs | {"encoder_hidden_states": torch.zeros_like(batch.inputs["encoder_hidden_states"])}
+
+
+def stage(unet, targets, kind="epsilon", **choices):
+    settings = TrainSettings("demo", **choices)
+    joint = JointStage.__new__(JointStage)
+    joint.settings, joint.teacher, joint.targets = settings, unet, targets
+    joint.variances = {t.name: 2.0 for t in targets}
+    joint.paired = settings.guided_weight > 0
+    joint.inputs = Inputs(kind)
+    joint.noising = joint.inputs.noising
+    return joint
+
+
+def test_min_snr_weights():
+    alphas = torch.tensor([0.99, 0.5, 0.0])  # SNR 99, 1 and 0
+    t = torch.arange(3)
+    assert_close("epsilon", torch.tensor([5 / 99, 1.0, 1.0]), snr_weights(alphas, t, "epsilon", 5.0), 1e-5)
+    assert_close("v", torch.tensor([5 / 100, 0.5, 0.0]), snr_weights(alphas, t, "v_prediction", 5.0), 1e-5)
+    assert_close("sample", torch.tensor([5.0, 1.0, 0.0]), snr_weights(alphas, t, "sample", 5.0), 1e-5)
+    assert torch.equal(snr_weights(alphas, t, "epsilon", 0.0), torch.ones(3))
+
+
+@pytest.mark.parametrize("form", ["full", "core"])
+def test_the_student_unet_shares_the_teachers_weights_and_leaves_it_alone(unet, form):
+    before = run_unet(unet)
+    targets, students = students_of(unet, form=form)
+    model = StudentUNet(students, unet, targets, checkpointing=False)
+    clone = model._unet[0]
+    replaced = {id(p) for t in targets for p in unet.get_submodule(t.path).parameters()}
+    own = {id(p) for p in clone.parameters()}
+    shared = [p for p in unet.parameters() if id(p) not in replaced]
+    assert all(id(p) in own for p in shared)
+    assert not any(id(p) in own for p in unet.parameters() if id(p) in replaced)
+    assert [n for n, _ in model.named_parameters()] == [f"students.{n}" for n, _ in students.named_parameters()]
+    prediction, records = model(inputs_of())
+    prediction.square().sum().backward()
+    assert set(records) == {"IN01", "OUT11"}
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in students.operators[0].filter.parameters())
+    assert not any(p.grad is not None for p in unet.parameters())
+    assert torch.equal(run_unet(unet), before)
+
+
+def test_gradient_checkpointing_changes_no_gradient(unet):
+    gradients = []
+    for checkpointing in (False, True):
+        targets, students = students_of(unet, "all")
+        model = StudentUNet(students, unet, targets, checkpointing)
+        prediction, records = model(inputs_of())
+        (prediction.square().mean() + sum(r.y.square().mean() for r in records.values())).backward()
+        gradients.append([p.grad for p in students.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert_close("gradient", a, b, 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_a_student_that_says_what_the_teacher_says_has_nothing_to_lose(unet, kind):
+    targets, students = imitators(unet)
+    joint = stage(unet, targets, kind, guided_weight=1.0, task_weight=0.5, snr_gamma=5.0)
+    losses = joint.losses(StudentUNet(students, unet, targets, False), 0, range(4))
+    for name in ("prediction", "feature", "guided"):
+        assert losses.parts[name] < 1e-10, name
+    clean, noise = joint.inputs.clean, joint.inputs.noise
+    wanted = {"epsilon": noise, "sample": clean}.get(
+        kind, joint.noising.get_velocity(clean, noise, torch.tensor([10, 900]))
+    )
+    weights = snr_weights(joint.noising.alphas_cumprod, torch.tensor([10, 900]), kind, 5.0)
+    expected = 0.0
+    for inputs in (inputs_of(), joint.inputs.unconditional(SimpleNamespace(inputs=inputs_of()))):
+        with torch.no_grad():
+            square = (unet(**inputs).sample - wanted).square().mean((1, 2, 3))
+        expected += (square * weights).mean() / 2
+    assert_close("task", expected, losses.parts["task"], 1e-4)
+    assert_close("total", 0.5 * expected, losses.total, 1e-4)
+
+
+def test_each_term_is_what_it_says(unet):
+    targets, students = imitators(unet)
+    with torch.no_grad():
+        for operator in students.operators:
+            operator.scale.fill_(0.7)
+    model = StudentUNet(students, unet, targets, False)
+    joint = stage(unet, targets, guided_weight=2.0, feature_weight=0.3, prediction_weight=0.4, guidance=3.0)
+    losses = joint.losses(model, 0, range(4))
+    with torch.no_grad():
+        conditional = inputs_of()
+        empty = conditional | {"encoder_hidden_states": torch.zeros(2, 7, 8)}
+        difference = [model(inputs)[0] - unet(**inputs).sample for inputs in (conditional, empty)]
+    prediction = (difference[0].square().mean() + difference[1].square().mean()) / 2
+    guided = (3 * difference[0] - 2 * difference[1]).square().mean() / 13
+    assert_close("prediction", prediction, losses.parts["prediction"], 1e-4)
+    assert_close("guided", guided, losses.parts["guided"], 1e-4)
+    assert_close("feature", torch.stack(list(losses.errors.values())).mean(), losses.parts["feature"], 1e-6)
+    assert_close("error", losses.mse["IN01"] / 2, losses.errors["IN01"], 1e-6)
+    total = 0.4 * prediction + 0.3 * losses.parts["feature"] + 2 * guided
+    assert_close("total", total, losses.total, 1e-4)
+
+
+def test_filters_learn_more_slowly_than_projections():
+    operator = Hyena2D(8, extent=(4, 8), attention_heads=2)
+    rate = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in make_optimizer([operator], 0.0, 0.5, 0.1).param_groups
+        for p in group["params"]
+    }
+    base = 0.5 * 0.64 / 8
+    assert rate[id(operator.in_proj.weight)] == pytest.approx((base, 0.1))
+    assert rate[id(operator.features.query.weight)] == pytest.approx((base, 0.0))
+    assert rate[id(operator.filter.head.weight)] == pytest.approx((base / 32, 0.0))
+    assert rate[id(operator.filter.mlp[0].weight)] == pytest.approx((base / 100, 0.0))
+    assert rate.keys() == {id(p) for p in operator.parameters()}
+    assert make_optimizer([operator], 1e-3, 0.5, 0.1).param_groups[0]["lr"] == 1e-3
+
+
+def test_the_average_is_in_place_only_where_asked():
+    layer = nn.Linear(2, 2)
+    average = Average(layer, 0.5)
+    start = layer.weight.detach().clone()
+    for _ in range(8):
+        with torch.no_grad():
+            layer.weight += 1
+        average.update()
+    now = layer.weight.detach().clone()
+    with average.in_place():
+        inside = layer.weight.detach().clone()
+    assert torch.equal(layer.weight, now)
+    assert ((inside > start) & (inside < now)).all()
+    nothing = Average(layer, 0)
+    nothing.update()
+    with nothing.in_place():
+        assert torch.equal(layer.weight, now)
+
+
+def test_a_teacher_pass_is_used_as_often_as_asked():
+    made = []
+
+    class Counting(Lessons):
+        def __init__(self, reuse):
+            self.noise, self.reuse, self._kept = False, reuse, {}
+
+        def activations(self, step, positions):
+            made.append(step)
+            return {"number": step, "positions": positions}
+
+    lessons = Counting(3)
+    used = [lessons.training(step, range(4))["number"] for step in range(15)]
+    assert made == [0, 1, 2, 3, 4]  # one pass for three steps
+    assert used[6:] == [2, 1, 0, 3, 2, 1, 4, 3, 2]
+    assert len(lessons._kept) <= 3
+    # A run that goes on in the middle makes anew what it needs, and learns from the same.
+    assert [Counting(3).training(step, range(4))["number"] for step in range(15)] == used
+    assert [Counting(1).training(step, range(4))["number"] for step in range(4)] == [0, 1, 2, 3]
