@@ -25,6 +25,8 @@ from ..files import atomic_path
 from ..generate.draw import contact_sheet, save_png
 from ..machine import describe, machine
 from ..models import DEMO, fingerprint, load_pipeline, locate, size_defaults
+from ..recipes import recipe_path
+from ..settings import resolve
 from .report import write_report
 
 logger = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ class DemoSettings:
     prompts: int
     steps: int
     widths: tuple[int, ...]
-    n_images: int = 48
+    n_images: int = 24
     device: str = "cpu"
 
 
@@ -85,23 +87,17 @@ class Demonstration:
 
 
 def training_settings(settings: DemoSettings) -> TrainSettings:
-    """The demonstration's training run, as ``sd-hyena train`` would be told."""
-    size = size_defaults(DEMO)
-    return TrainSettings(
-        teacher_model=DEMO,
-        width=size["width"],
-        height=size["height"],
-        target="high",
-        n_steps=settings.n_steps,
-        lr=1e-3,
-        save_every_n_steps=0,
-        seed=1,
-        n_images=settings.n_images,
-        n_held_out=max(4, settings.n_images // 3),
-        draw_steps=10,
-        out_dir=settings.out_dir,
-        device=settings.device,
-    )
+    """The demonstration's training run: ``sd-hyena train -m demo --recipe quick``."""
+    own = {
+        "teacher_model": DEMO,
+        "n_steps": settings.n_steps,
+        "n_images": settings.n_images,
+        "n_held_out": max(4, settings.n_images // 3),
+        "seed": 1,
+        "out_dir": settings.out_dir,
+        "device": settings.device,
+    }
+    return resolve(TrainSettings, own | size_defaults(DEMO), recipe_path("quick"))
 
 
 def evaluation_settings(settings: DemoSettings, training: TrainSettings) -> EvaluateSettings:
