@@ -18,6 +18,7 @@ from sd_hyena import patch
 from sd_hyena.api import load_hyena
 from sd_hyena.demo.scenes import held_out_scenes
 from sd_hyena.evaluate.pictures import compare, draw
+from sd_hyena.evaluate.settings import labels
 from sd_hyena.files import atomic_path
 from sd_hyena.machine import describe, machine
 from sd_hyena.models import DEMO, load_pipeline, locate
@@ -41,7 +42,8 @@ def main() -> int:
     pipe = load_pipeline(locate(DEMO))
     prompts = [scene.caption for scene in held_out_scenes(args.pictures)]
     seeds = [FIRST_SEED + i for i in range(args.pictures)]
-    rows: dict[str, dict[str, Any]] = {f"{Path(f).stem}, {scaling}": {} for f in args.files for scaling in SCALINGS}
+    names = dict(zip(args.files, labels([[file] for file in args.files]), strict=True))
+    rows: dict[str, dict[str, Any]] = {f"{names[f]}, {scaling}": {} for f in args.files for scaling in SCALINGS}
     for width, height in sizes:
         options = {
             "width": width, "height": height, "num_inference_steps": args.steps, "guidance_scale": GUIDANCE
@@ -53,22 +55,25 @@ def main() -> int:
                 drawing = draw(pipe, prompts, seeds, **options)
                 patch.detach(pipe.unet)
                 psnr = compare(teacher, drawing).psnr
-                rows[f"{Path(file).stem}, {scaling}"][f"{width}x{height}"] = {
+                rows[f"{names[file]}, {scaling}"][f"{width}x{height}"] = {
                     "psnr": statistics.mean(psnr), "psnr_each": psnr, "speedup": teacher.seconds / drawing.seconds
                 }  # fmt: skip
-                print(f"{width}x{height} {Path(file).stem} {scaling}: {statistics.mean(psnr):.1f} dB", flush=True)
+                print(f"{width}x{height} {names[file]} {scaling}: {statistics.mean(psnr):.1f} dB", flush=True)
     facts = machine("cpu")
-    command = f"python benchmarks/resolutions.py {' '.join(Path(f).name for f in args.files)}"
-    names = [f"{w}x{h}" for w, h in sizes]
+    command = f"python benchmarks/resolutions.py {' '.join(args.files)}"
+    for name in ("sizes", "pictures", "steps"):
+        if getattr(args, name) != parser.get_default(name):
+            command += f" --{name} {getattr(args, name)}"
+    columns = [f"{w}x{h}" for w, h in sizes]
     lines = [
         "# Students at sizes they were not taught at", "",
         f"{describe(facts)}; {facts['date']}. `{command}`", "",
         f"PSNR in dB to the teacher's pictures at the same size, mean of {args.pictures} held-out prompts (guidance "
         f"{GUIDANCE:g}, {args.steps} steps), and how many times faster the picture was drawn.", "",
-        "| student | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names),
+        "| student | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns),
     ]  # fmt: skip
     for label, cells in rows.items():
-        values = [f"{cells[n]['psnr']:.1f} ({cells[n]['speedup']:.2f}x)" for n in names]
+        values = [f"{cells[n]['psnr']:.1f} ({cells[n]['speedup']:.2f}x)" for n in columns]
         lines.append(f"| {label} | " + " | ".join(values) + " |")
     document = {"machine": facts, "command": command, "rows": rows}
     for suffix, text in ((".json", json.dumps(document, indent=1)), (".md", "\n".join(lines) + "\n")):

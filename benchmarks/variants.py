@@ -34,12 +34,15 @@ class _Variant(Hyena2D):
     def local(self, q: Tensor, k: Tensor, v: Tensor, gates: list[Tensor], convolve: Callable) -> Tensor:
         return convolve(v, 0, slice(0, self.inner_dim))
 
+    def combine(self, gate: Tensor, local: Tensor, attended: Tensor) -> Tensor:
+        return gate * (local + attended)
+
     def _mix(self, channels: slice, convolve: Callable, *parts: Tensor, reference: bool = False) -> Tensor:
         q, k, v = self.short_filter(torch.cat(parts, dim=1)).chunk(3, dim=1)
         gates = [self.gate_of(s, x) for s, x in zip(self.gate.weight, (q, k), strict=True)]
         v = self.product(gates[1], v)
         y = self.local(q, k, v, gates, convolve)
-        return gates[0] * (y + self.gain.weight[0] * self.attend(q, k, v, slice(0, self.inner_dim)))
+        return self.combine(gates[0], y, self.gain.weight[0] * self.attend(q, k, v, slice(0, self.inner_dim)))
 
 
 class SiluGates(_Variant):
@@ -50,8 +53,12 @@ class SiluGates(_Variant):
 
 
 class NormalisedProduct(_Variant):
+    """The gated product has each token's values' length: the gate turns it, and does not stretch it."""
+
     def product(self, gate: Tensor, v: Tensor) -> Tensor:
-        return gate * v * gate.square().mean(1, keepdim=True).add(1e-6).rsqrt()
+        product = gate * v
+        lengths = [x.square().mean(1, keepdim=True).add(1e-6).sqrt() for x in (v, product)]
+        return product * (lengths[0] / lengths[1])
 
 
 class OuterProduct(_Variant):
@@ -69,7 +76,10 @@ class OuterProduct(_Variant):
         for j in range(self.WIDTH):
             spread = [g[:, :, j : j + 1].expand(-1, -1, self.WIDTH, -1, -1).reshape(v.shape) for g in (left, right)]
             total = total + spread[0] * convolve(spread[1] * v, 0, slice(0, d)) / self.WIDTH
-        return total / gates[0]  # the caller multiplies by it
+        return total
+
+    def combine(self, gate: Tensor, local: Tensor, attended: Tensor) -> Tensor:
+        return local + gate * attended  # the local part has met its gates
 
 
 class _FlatWindow(nn.Module):

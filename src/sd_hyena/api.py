@@ -46,7 +46,7 @@ def load_hyena(
         if scaling is not None and hasattr(operator, "filter"):
             operator.filter.scaling = scaling
         elif scaling is not None:
-            logger.warning("%s: layer %s is causal: it has no scaling, which is ignored", path, name)
+            logger.warning("%s: layer %s has no filter that could be scaled: the scaling is ignored", path, name)
         operators[name] = operator
     patch.attach(unet, operators)
     return list(operators)

@@ -212,9 +212,15 @@ def test_a_teacher_pass_is_used_as_often_as_asked():
 
     lessons = Counting(3)
     used = [lessons.training(step, range(4))["number"] for step in range(15)]
-    assert made == [0, 1, 2, 3, 4]  # one pass for three steps
-    assert used[6:] == [2, 1, 0, 3, 2, 1, 4, 3, 2]
+    assert made == [0, -1, -2, 1, 2, 3, 4]  # one pass for three steps, after the first three
+    assert used == [0, -1, -2, 1, 0, -1, 2, 1, 0, 3, 2, 1, 4, 3, 2]
     assert len(lessons._kept) <= 3
     # A run that goes on in the middle makes anew what it needs, and learns from the same.
     assert [Counting(3).training(step, range(4))["number"] for step in range(15)] == used
     assert [Counting(1).training(step, range(4))["number"] for step in range(4)] == [0, 1, 2, 3]
+    # Another share of the same pass is another record; what is fresh is not kept.
+    assert lessons.training(14, range(4, 8))["positions"] == tuple(range(4, 8))
+    lessons.fresh(-100, range(4))
+    assert (-100, tuple(range(4))) not in lessons._kept
+    lessons.forget()
+    assert not lessons._kept

@@ -19,7 +19,8 @@ def operator_flops(config: OperatorConfig, grid: tuple[int, int], convolutions: 
     ``convolutions``: how often each channel is convolved. A complex transform of n points counts 5 n log2 n.
     """
     tokens, inner = grid[0] * grid[1], config.inner_dim or config.dim
-    total = 2 * tokens * inner * config.dim * (config.order + 2)  # projections in and out
+    parts = 3 if config.operator == "linear" else config.order + 1
+    total = 2 * tokens * inner * config.dim * (parts + 1)  # projections in and out
     if config.operator == "linear" or (config.operator == "hyena2d" and config.global_branch == "linear"):
         total += _linear_attention(config, tokens, inner)
     if config.operator == "linear":

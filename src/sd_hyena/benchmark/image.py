@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import patch
 from ..errors import SdHyenaError
 from ..machine import free_memory
-from ..nn import HyenaAttention, OperatorConfig
+from ..nn import HyenaAttention, LinearAttention, OperatorConfig
 from ..targets import Target, find_targets
 from . import references
 from .measure import GIB, SAMPLED, TOLERANCE, relative_error
@@ -226,6 +226,8 @@ def _expected(layer: Any, x: Tensor, tokens: Tensor) -> Tensor | None:
             return None
         if not hasattr(operator, "form"):
             return references.causal(operator, x, tokens) if operator.num_heads == 1 else None
+        if isinstance(operator, LinearAttention):
+            return references.linear_operator(operator, x, tokens)
         assert layer.size is not None
         given = [layer.to_q, layer.to_k, layer.to_v, _linear_of(layer.to_out)] if operator.form == "core" else None
         return references.hyena2d(operator, x, layer.size, tokens, given)

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn import Hyena2D, HyenaOperator
+from ..nn import Hyena2D, HyenaOperator, LinearAttention
+from ..nn.linear_attention import FeatureMaps
 
 Projections = Sequence[Callable[[Tensor], Tensor]]
 
@@ -67,11 +68,17 @@ def hyena2d(
             width = inner // model.attention_heads
             heads = slice(channels.start // width, channels.stop // width)
             q, k, values = (t.flatten(2).unflatten(1, (-1, width)) for t in (x0, x1, v))
-            weights = _exp_weights(model.features.query(q[..., tokens], heads), model.features.key(k, heads))
-            attended = weights @ values.transpose(2, 3)
+            attended = _weights(model.features, q[..., tokens], k, heads) @ values.transpose(2, 3)
             mixed = mixed + model.gain.weight[0, :, channels].flatten(2) * _merge(attended).transpose(1, 2)
         y.append(g0.flatten(2)[..., tokens] * mixed)
     return out(torch.cat(y, 1).transpose(1, 2))
+
+
+def linear_operator(operator: LinearAttention, x: Tensor, tokens: Tensor) -> Tensor:
+    """A whole ``LinearAttention`` layer at ``tokens``: (B, S, D). x: (B, L, D) in float64."""
+    model = copy.deepcopy(operator).double()
+    q, k, v = (t.transpose(1, 2).unflatten(1, (model.attention_heads, -1)) for t in model.in_proj(x).chunk(3, -1))
+    return model.out_proj(_merge(_weights(model.features, q[..., tokens], k) @ v.transpose(2, 3)))
 
 
 def causal(operator: HyenaOperator, x: Tensor, tokens: Tensor) -> Tensor:
@@ -121,9 +128,11 @@ def _linear_weights(q: Tensor, k: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _exp_weights(q: Tensor, k: Tensor) -> Tensor:
-    """The weights of linear attention, (B, heads, S, L), from logarithms of features, (B, heads, features, tokens)."""
-    weights = q.exp().transpose(-1, -2) @ k.exp()
+def _weights(features: FeatureMaps, q: Tensor, k: Tensor, heads: slice = slice(None)) -> Tensor:
+    """The weights of an operator's linear attention, (B, heads, S, L), from q and k, (B, heads, width, tokens)."""
+    if features.kind == "elu":
+        return _linear_weights(*(x.transpose(2, 3) * features.width**-0.25 for x in (q, k)))
+    weights = features.query(q, heads).exp().transpose(-1, -2) @ features.key(k, heads).exp()
     return weights / weights.sum(-1, keepdim=True)
 
 

@@ -191,10 +191,14 @@ def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resum
 
 
 def _prompts(settings: TrainSettings, source: ModelSource) -> list[str]:
-    """Prompts of the pictures to learn from, for those in the log."""
+    """Prompts of the pictures in the log: the bundled model's held-out ones, else some that are learned from."""
     from ..distill.prompts import default_prompts, read_prompts
     from ..distill.shards import finished_manifest, read_shard
 
+    if source.is_demo and not settings.prompts and not settings.data_dir:
+        from ..demo.scenes import held_out_scenes
+
+        return [scene.caption for scene in held_out_scenes(2)]
     if settings.data_dir:
         folder = Path(settings.data_dir)
         _, prompts = read_shard(folder, finished_manifest(folder).shards[0])

@@ -16,9 +16,10 @@ import torch
 from ..benchmark.figures import plot_sizes
 from ..benchmark.kinds import Shape, latent_cells
 from ..benchmark.measure import Limits, Row, crossover, measure_sizes
+from ..distill.results import Progress, Result
 from ..distill.settings import TrainSettings
 from ..distill.state import locked
-from ..distill.trainer import Progress, Result, Trainer
+from ..distill.trainer import Trainer
 from ..evaluate.run import Evaluation, evaluate
 from ..evaluate.settings import EvaluateSettings
 from ..files import atomic_path

@@ -66,9 +66,12 @@ def prompt_states(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     states, pooled = [], []
     for prompt in prompts:
         encoded = pipe.encode_prompt(
-            prompt, device=pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            prompt, device=pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=True
         )
-        states.append(encoded[0].cpu())
-        if len(encoded) == 4:  # SDXL: states, negative states, pooled, negative pooled
-            pooled.append(encoded[2].cpu())
+        # With and without prompt, then (SDXL) both pooled. What guidance takes for no prompt need not be the
+        # empty prompt's states: SDXL's are zero.
+        own = int(prompt == "")
+        states.append(encoded[own].cpu())
+        if len(encoded) == 4:
+            pooled.append(encoded[2 + own].cpu())
     return {"states": torch.cat(states)} | ({"pooled": torch.cat(pooled)} if pooled else {})

@@ -66,8 +66,9 @@ class JointStage:
     def losses(self, model: nn.Module, step: int, positions: Sequence[int]) -> Losses:
         """Of one batch of ``len(positions)`` UNet samples; a pair takes two of them."""
         s = self.settings
-        count = max(1, len(positions) // 2) if self.paired else len(positions)
-        batch = self.inputs.batch(step, positions[:count])
+        if self.paired:  # numbered so that pairs are the same however many processes share the batch
+            positions = range(positions[0] // 2, positions[0] // 2 + len(positions) // 2)
+        batch = self.inputs.batch(step, positions)
         inputs = _doubled(batch.inputs, self.inputs.unconditional(batch)) if self.paired else batch.inputs
         with torch.no_grad(), capture(self.teacher, self.targets) as records:
             wanted = self.teacher(**inputs).sample.float()

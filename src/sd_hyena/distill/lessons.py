@@ -36,7 +36,7 @@ class Lessons:
     ) -> None:
         self.pipe, self.targets, self.seed, self.noise, self.reuse = pipe, targets, seed, noise, reuse
         self.data = data
-        self._kept: dict[tuple[int, int], dict[str, Captured]] = {}
+        self._kept: dict[tuple[int, tuple[int, ...]], dict[str, Captured]] = {}
         self._training = TeacherInputs(pipe, data, seed, unconditional)
         self._held_out = TeacherInputs(pipe, data, seed=0, unconditional=HELD_OUT_UNCONDITIONAL)
 
@@ -44,16 +44,23 @@ class Lessons:
         """What a training step learns from.
 
         With ``reuse`` R the teacher runs at every R-th step only and its last R passes are kept: each is learned
-        from R times, R + 1 steps apart. After an interruption, passes that are no longer there are made again.
+        from R times, R + 1 steps apart (the first steps fill up with passes of negative numbers). After an
+        interruption, passes that are no longer there are made again.
         """
         latest, age = divmod(step, self.reuse)
-        number = max(0, latest - age)
-        key = number, positions[0]
+        key = latest - age, tuple(positions)
         if key not in self._kept:
-            make = self._noise_pass if self.noise else self.activations
             self._kept = {k: v for k, v in self._kept.items() if k[0] > latest - self.reuse}
-            self._kept[key] = make(number, positions)
+            self._kept[key] = self.fresh(*key)
         return self._kept[key]
+
+    def fresh(self, number: int, positions: Sequence[int]) -> dict[str, Captured]:
+        """What pass ``number`` teaches, made now and not kept."""
+        return self._noise_pass(number, positions) if self.noise else self.activations(number, positions)
+
+    def forget(self) -> None:
+        """Lets go of the passes that are kept."""
+        self._kept = {}
 
     def activations(self, step: int, positions: Sequence[int]) -> dict[str, Captured]:
         """Real activations on training latents."""

@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from ..patch import attach, detach
+from .results import Progress
 from .students import Students
-from .trainer import Progress
 
 PICTURES = 2
 

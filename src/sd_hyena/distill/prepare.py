@@ -95,8 +95,8 @@ def preparation(settings: TrainSettings) -> PrepareSettings:
         teacher_model=settings.teacher_model,
         prompts=settings.prompts,
         sizes=sizes,
-        # Training on noise draws pictures too, but only to be measured on.
-        n_images=settings.n_images if settings.data == "teacher" else len(parse_sizes(sizes)),
+        # Layers taught on noise need pictures too, but only to be measured on.
+        n_images=settings.n_images if settings.learns_from_pictures else len(parse_sizes(sizes)),
         n_held_out=settings.n_held_out,
         draw_steps=settings.draw_steps,
         batch_size=min(settings.batch_size, SHARD),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import UsageError
@@ -18,6 +19,12 @@ SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "polynomia
 OPERATORS = ("hyena2d", "causal", "linear")
 INITS = ("teacher", "projections", "random")
 DATA = ("teacher", "noise")
+STAGE_2 = (
+    "finetune_lr", "finetune_batch_size", "prediction_weight", "feature_weight", "guided_weight", "guidance",
+    "task_weight", "snr_gamma", "ema_decay", "gradient_checkpointing",
+)  # fmt: skip
+HYENA = ("hyena_order", "hyena_filter_order", "hyena_num_heads", "hyena_short_filter_order")
+DRAWN = ("prompts", "sizes", "n_images", "n_held_out")
 logger = logging.getLogger(__name__)
 
 
@@ -45,7 +52,8 @@ class TrainSettings:
     pretrained_weight: str = option("", "Hyena file to start from (also the original's)", short="-p")
     operator: str = option(
         "hyena2d",
-        "hyena2d: two-dimensional, non-causal; causal: as published; linear: linear attention, to compare with",
+        "hyena2d: two-dimensional, non-causal; causal: as published; linear: linear attention (LinFusion's with "
+        "--feature_map elu)",
         choices=OPERATORS,
     )
     hyena_order: int = option(2, "order of the recurrence")
@@ -78,7 +86,7 @@ class TrainSettings:
     lr_warmup_steps: int = option(20, "steps of linear warm-up")
     weight_decay: float = option(0.01, "of the projections; filters have none")
     max_grad_norm: float = option(1.0, "gradient norm limit per layer; 0: none")
-    reuse: int = option(1, "stage 1: updates made from each pass of the teacher, whose records are kept meanwhile")
+    reuse: int = option(1, "stage 1: updates made from each pass of the teacher; as many passes are kept in memory")
     finetune_lr: float = option(0.0, "stage 2: learning rate; 0: a tenth of stage 1's")
     finetune_batch_size: int = option(0, "stage 2: UNet samples per step and process; 0: as in stage 1")
     prediction_weight: float = option(1.0, "stage 2: weight of the distance to the teacher's prediction")
@@ -101,11 +109,14 @@ class TrainSettings:
         weights = ("prediction_weight", "feature_weight", "guided_weight", "task_weight", "snr_gamma")
         counts = ("save_every_n_steps", "lr_warmup_steps", "weight_decay", "max_grad_norm", "finetune_steps")
         for name in (*counts, *weights, "finetune_batch_size"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
         for name in ("lr", "finetune_lr"):
             _require(0 <= getattr(self, name) < 10, name, getattr(self, name), "0 or a number such as 1e-4")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
-        _require(self.guidance >= 1, "guidance", self.guidance, "at least 1")
+        _require(1 <= self.guidance < math.inf, "guidance", self.guidance, "at least 1")
+        size = self.finetune_batch_size or self.batch_size
+        if self.finetune_steps and self.guided_weight and size % 2:
+            raise UsageError(f"--guided_weight pairs samples, so stage 2 needs an even batch size, not {size}")
         if self.finetune_steps and not any(getattr(self, name) for name in weights[:4]):
             raise UsageError("--finetune_steps needs a loss: give one of its weights a value above 0")
         _require(-1 <= self.seed < 2**63, "seed", self.seed, "-1 or a whole number from 0")
@@ -113,19 +124,11 @@ class TrainSettings:
         check_format(self.name_format, {"s": int, "t": str})
         if len(self.saved_steps()) > 1 and "s" not in used_fields(self.name_format):
             raise UsageError(f"--name_format {self.name_format!r} repeats names: use {{s}}, or --save_every_n_steps 0")
-        if self.operator != "hyena2d":
-            for name, usual in (("global_branch", "linear"), ("scaling", "stretch")):
-                if getattr(self, name) != usual:
-                    logger.warning("--%s belongs to hyena2d; the %s operator ignores it", name, self.operator)
+        self._warn_of_idle()
         if self.prompts:
             read_prompts(self.prompts)
         check_share("unconditional", self.unconditional)
-        if self.data_dir:
-            drawn = {"prompts": "", "sizes": "", "n_images": 96, "n_held_out": 32}
-            idle = [f"--{name}" for name, value in drawn.items() if getattr(self, name) != value]
-            if idle:
-                logger.warning("%s: for pictures drawn by this run only; --data_dir ignores it", ", ".join(idle))
-        elif self.sizes:
+        if self.sizes and not self.data_dir:
             check_spread(self, parse_sizes(self.sizes))
         if self.pretrained_weight:
             _require(
@@ -141,16 +144,38 @@ class TrainSettings:
         except ValueError as error:
             raise UsageError(f"hyena settings: {error}") from None
 
+    def _warn_of_idle(self) -> None:
+        """One line for each reason why settings that are not the default change nothing."""
+        defaults = {f.name: f.default for f in fields(self)}
+        fine = self.finetune_steps > 0
+        attends = self.operator == "linear" or (self.operator == "hyena2d" and self.global_branch == "linear")
+        for idle, names, reason in (
+            (not fine, STAGE_2, "of stage 2, which --finetune_steps asks for"),
+            (fine and not self.guided_weight, ("guidance",), "of guided pairs, which --guided_weight asks for"),
+            (self.operator != "hyena2d", ("global_branch", "scaling"), "of the hyena2d operator"),
+            (not attends, ("feature_map", "num_features"), "of linear attention, which this operator has not"),
+            (self.operator == "linear", HYENA, "of Hyena operators"),
+            (bool(self.data_dir), DRAWN, "of pictures that a run draws itself; --data_dir names some that are there"),
+        ):
+            given = [f"--{name}" for name in names if idle and getattr(self, name) != defaults[name]]
+            if given:
+                logger.warning("%s: ignored, being %s", ", ".join(given), reason)
+
     @property
     def total_steps(self) -> int:
         """Updates of both stages."""
         return self.n_steps + self.finetune_steps
 
+    @property
+    def learns_from_pictures(self) -> bool:
+        """Whether pictures are trained on, and not only measured on."""
+        return self.data == "teacher" or self.finetune_steps > 0
+
     def saved_steps(self) -> list[int]:
         """After how many updates files are written: every so many, and at the end of each stage."""
         every = self.save_every_n_steps
         regular = range(every, self.total_steps, every) if every else ()
-        return sorted({*regular, self.n_steps, self.total_steps})
+        return sorted({*regular, self.n_steps, self.total_steps} - {0})
 
     def operator_choices(self) -> dict[str, Any]:
         """The OperatorConfig fields that the user chooses."""

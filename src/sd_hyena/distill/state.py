@@ -99,3 +99,4 @@ class Average:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self._ema is not None:
             self._ema.load_state_dict(state)
+            self._ema.to(self._parameters[0].device)  # states are read to the CPU

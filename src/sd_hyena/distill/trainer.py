@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,47 +28,23 @@ from ..errors import SdHyenaError, UsageError
 from ..names import used_fields
 from ..nn import OperatorConfig
 from ..targets import find_targets, select
+from .capture import Captured
 from .joint import JointStage, StudentUNet
 from .lessons import Lessons
 from .losses import Distance, Losses, layer_losses, variance
 from .optimisation import make_optimizer, make_schedule
 from .prepare import training_data
+from .results import Progress, Result
 from .settings import TrainSettings
 from .state import Average, load_state, save_state
 from .students import Students, configure, pretrained_layers, start_from_teacher
 
-START_BATCHES = 2  # teacher batches on which mean attention is measured
+START_PASSES = (-(10**6), -(10**6) - 1)  # of the teacher, for mean attention and variances; none is trained on
 VALIDATION_PICTURES = 64
 MAX_OVERFLOWS = 40
 # Settings that may differ between a run and its resumption; all others must be the same.
 MAY_CHANGE = {"log_dir", "out_dir", "data_dir", "save_every_n_steps", "device", "seed"}
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """What a training run tells its observer after each update."""
-
-    step: int
-    total: int
-    loss: float  # what was minimised; in stage 1 the mean relative error over the layers
-    relative_error: dict[str, float]
-    mse: dict[str, float]
-    lr: float
-    parts: dict[str, float] = field(default_factory=dict)  # stage 2's terms, not weighted
-
-
-@dataclass
-class Result:
-    """What a run ends with: per layer, figures on held-out batches; the files written; whether cut short."""
-
-    figures: dict[str, dict[str, float]]
-    configs: dict[str, OperatorConfig]
-    files: list[Path]
-    step: int
-    interrupted: int = 0  # the signal's number
-    seconds: float = 0.0
-    seed: int = 0
 
 
 class Trainer:
@@ -113,30 +89,27 @@ class Trainer:
             self.on_phase(f"nothing to resume in {self.out}: starting at step 0")
         self.seed = self._choose_seed(state)
         torch.manual_seed(self.seed)
-        data = self._prepare_inputs()
         # What must be the same when the run is resumed, besides the settings.
-        self.identity = {
-            "teacher": self.teacher,
-            "data": data,
-            "processes": self.accelerator.num_processes,
-        }
-        self.students = students = self._make_students(started_from=state)
-        self.variances = self._measure_variances()
+        self.identity: dict[str, Any] = {"teacher": self.teacher, "processes": self.accelerator.num_processes}
+        if state is not None:  # before the teacher draws anything
+            self._check_same_run(state)
+        self.identity["data"] = self._prepare_inputs()
+        self.students = self._make_students(started_from=state)
+        self.variances = self._measure_variances(self.lessons.fresh)
         step = 0
         if state is not None:
             self._check_same_run(state)
             step = state["step"]
-            students.load_state_dict(state["students"])
+            self.students.load_state_dict(state["students"])
             self.on_phase(f"resuming at step {step}")
-        self.students = students
-        s = self.settings
-        if step < s.n_steps or not s.finetune_steps:
-            self._enter(students, 1, state)
+        s, later = self.settings, state is not None and state["stage"] == 2
+        if s.n_steps and not later:
+            self._enter(self.students, 1, state)
             step = self._train(step, s.n_steps)
             if s.finetune_steps:
                 self._finish(step)
         if s.finetune_steps and not self._signal:
-            step = self._fine_tune(step, state if state is not None and state["stage"] == 2 else None)
+            step = self._fine_tune(step, state if later else None)
         figures = self._finish(step)
         return Result(figures, self.configs, self.files, step, self._signal, time.time() - started, self.seed)
 
@@ -145,6 +118,9 @@ class Trainer:
         s = self.settings
         self.on_phase(f"stage 2: {s.finetune_steps} steps with all layers in the UNet")
         self.accelerator.free_memory()
+        self.lessons.forget()
+        if s.data == "noise":  # what the layers are held to is real from here on
+            self.variances = self._measure_variances(self.lessons.activations)
         model = StudentUNet(self.students, self.pipe.unet, self.targets, s.gradient_checkpointing)
         self._joint = JointStage(s, self.pipe, self.lessons.data, self.seed, self.targets, self.variances)
         self._enter(model, 2, state)
@@ -219,15 +195,15 @@ class Trainer:
             batches = []
             if self.settings.init == "teacher":
                 self.on_phase("measuring the teacher's mean attention to start from")
-                batches = [self.lessons.activations(-1 - i, range(self.global_batch)) for i in range(START_BATCHES)]
+                batches = [self.lessons.activations(n, range(self.global_batch)) for n in START_PASSES]
             for name, operator in operators.items():
                 operator.to(self.accelerator.device)
                 start_from_teacher(operator, self.attentions[name], [batch[name] for batch in batches])
         return Students(operators, self.attentions).to(self.accelerator.device)
 
-    def _measure_variances(self) -> dict[str, float]:
+    def _measure_variances(self, make: Callable[[int, range], dict[str, Captured]]) -> dict[str, float]:
         """What each layer's loss is divided by, from batches that every process and every resumption shares."""
-        batches = [self.lessons.training(-1 - i, range(self.global_batch)) for i in range(START_BATCHES)]
+        batches = [make(number, range(self.global_batch)) for number in START_PASSES]
         return {t.name: sum(variance(batch[t.name].y) for batch in batches) / len(batches) for t in self.targets}
 
     # -- the loop -----------------------------------------------------------------------------------
@@ -258,6 +234,9 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+        if self.accelerator.num_processes > 1:  # who was not told goes the same way as who was
+            told = torch.tensor([self._signal], device=self.accelerator.device)
+            self._signal = int(self.accelerator.gather(told).max())
         return step
 
     def _on_signal(self, number: int, frame: Any) -> None:

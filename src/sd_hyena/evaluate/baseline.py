@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .. import checkpoint
-from ..distill.settings import TrainSettings
+from ..distill.settings import HYENA, TrainSettings
 from ..distill.shards import finished_manifest
 from ..distill.state import STATE, locked
 from ..errors import SdHyenaError, UsageError
@@ -21,6 +21,8 @@ from ..settings import resolve
 
 # Settings that do not change what a run ends with: where it runs, and where and when it saves.
 MAY_DIFFER = ("out_dir", "log_dir", "name_format", "save_every_n_steps", "device")
+# Settings of the student's own operator.
+OPERATOR_SETTINGS = ("form", "global_branch", "scaling", "hyena_num_blocks", *HYENA)
 logger = logging.getLogger(__name__)
 
 
@@ -45,7 +47,8 @@ class Baseline:
             "save_every_n_steps": 0,
             "device": device,
         }
-        self.settings = _recorded(self.student, own)
+        usual = {f.name: f.default for f in dataclasses.fields(TrainSettings)}
+        self.settings = _recorded(self.student, own | {name: usual[name] for name in OPERATOR_SETTINGS})
         if self.settings.data_dir:
             finished_manifest(Path(self.settings.data_dir))
         self.file = self.folder / f"Hyena-{self.settings.total_steps:05d}.safetensors"

@@ -78,7 +78,8 @@ def forward(
         workspace: dict[int | str, Tensor] = {}
         width = groups[0].stop
         projected = cells * parts * width * x.element_size()
-        working = projected * (3 if operator.global_branch == "linear" else 2) + TRANSFORMS
+        features = operator.features.multiple if operator.global_branch == "linear" else 0
+        working = projected * (2 + features) + TRANSFORMS
         plan = operator.plan_memory(size, x.nbytes, width, working)
         for channels in groups:
             spectra = [operator.spectrum(size, i, channels, plan, workspace) for i in range(operator.order - 1)]

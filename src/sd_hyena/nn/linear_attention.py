@@ -41,8 +41,11 @@ class FeatureMap(nn.Module):
                     head.copy_(nn.init.orthogonal_(torch.empty_like(head, dtype=torch.float32)) * width**-0.25)
 
     def forward(self, x: Tensor, heads: slice = slice(None)) -> Tensor:
-        """The logarithms of the features, (B, heads, features, L), from those heads' x (B, heads, width, L)."""
-        return self.weight[heads].to(x.dtype) @ x + self.bias[heads].to(x.dtype)
+        """The logarithms of the features, (B, heads, features, L), from those heads' x (B, heads, width, L); at
+        least float32, since they are going to be exponents."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.weight[heads].to(dtype) @ x.to(dtype) + self.bias[heads].to(dtype)
 
 
 class FeatureMaps(nn.Module):
@@ -55,6 +58,7 @@ class FeatureMaps(nn.Module):
         if num_features < 1:
             raise ValueError(f"num_features must be at least 1, got {num_features}")
         self.kind, self.width = feature_map, width
+        self.multiple = num_features if feature_map == "exp" else 1  # features per channel
         if feature_map == "exp":
             self.query, self.key = FeatureMap(heads, width, num_features), FeatureMap(heads, width, num_features)
 
