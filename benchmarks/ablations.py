@@ -64,6 +64,7 @@ ROWS = [
     Row("linear attention (elu + 1)", "operator", LINEAR),
     Row("linear attention, our features", "operator", {"operator": "linear"}),
     Row("causal", "operator", {"operator": "causal"}),
+    Row("order 3", "operator", {"hyena_order": 3}),
     Row("noise as data", "data", {"data": "noise"}),
     Row("causal, noise, random start (as in 2024)", "data", {"operator": "causal", "data": "noise", "init": "random"}),
     Row("a quarter of the pictures", "data", {"n_images": 16}),
@@ -72,8 +73,8 @@ ROWS = [
     Row("all, + stage 2: prediction", "stage 2", ALL | {"finetune_steps": 40, "feature_weight": 0.0}),
     Row("all, + stage 2: prediction, features", "stage 2", ALL | {"finetune_steps": 40}),
     Row("all, + stage 2: prediction, features, guided", "stage 2", ALL | {"finetune_steps": 40, "guided_weight": 1.0}),
-    Row("all, + stage 2: ... with min-SNR 5", "stage 2", ALL | {"finetune_steps": 40, "snr_gamma": 5.0}),
-    Row("all, + stage 2: ... with the task loss", "stage 2", ALL | {"finetune_steps": 40, "task_weight": 0.1}),
+    Row("all, + stage 2: prediction, features; min-SNR 5", "stage 2", ALL | {"finetune_steps": 40, "snr_gamma": 5.0}),
+    Row("all, + stage 2: prediction, features, task loss", "stage 2", ALL | {"finetune_steps": 40, "task_weight": 0.1}),
     Row("all, stage 1 for as long as both", "stage 2", ALL, longer=2.2),
     Row("+ stage 2", "stage 2", {"finetune_steps": 40}),
     Row("start: projections alone", "start", {"init": "projections"}),
@@ -102,7 +103,6 @@ ROWS = [
     Row("filter: 16 wide", "kernel", {"hyena_filter_order": 16}),
     Row("short filter: none (1 tap)", "short filter", {"hyena_short_filter_order": 1}),
     Row("short filter: 5 x 5", "short filter", {"hyena_short_filter_order": 5}),
-    Row("order 3", "operator", {"hyena_order": 3}),
 ]  # fmt: skip
 
 

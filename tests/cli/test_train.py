@@ -373,8 +373,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
 
 
 def test_two_processes_teach_the_same_as_one(tmp_path):
-    """Two gloo processes with half the batch each: the same global batch, the same result."""
-    options = "-W 64 -H 64 -t IN01 -r 1e-3 -d 3 -n 4 -s 0 --n_images 6 --n_held_out 4 --draw_steps 2"
+    """Two gloo processes with half the batch each: the same global batch, the same result, in both stages."""
+    options = (
+        "-W 64 -H 64 -t IN01,M00 -r 1e-3 -d 3 -n 6 -s 0 --n_images 6 --n_held_out 4 --draw_steps 2 --reuse 2 "
+        "--lr_scheduler constant --lr_warmup_steps 0 --finetune_steps 3 --guided_weight 1"
+    )
     common = ["train", "-m", "demo", *options.split(), "-l", str(tmp_path / "logs")]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sd_hyena"]
     figures = []
@@ -382,5 +385,8 @@ def test_two_processes_teach_the_same_as_one(tmp_path):
         command = [sys.executable, *start, *common, "-b", batch, "-o", str(tmp_path / name)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=250)
         assert done.returncode == 0, done.stdout + done.stderr
-        figures.append(checkpoint.load(tmp_path / name / "Hyena-00004.safetensors").layers["IN01"].figures)
-    assert figures[1] == pytest.approx(figures[0], rel=1e-3)
+        files = [checkpoint.load(tmp_path / name / f"Hyena-{step:05d}.safetensors") for step in (6, 9)]
+        figures.append([layer.figures for file in files for layer in file.layers.values()])
+    for one, two in zip(*figures, strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
+    assert figures[0][0] != pytest.approx(figures[0][2], rel=1e-3)  # stage 2 did something

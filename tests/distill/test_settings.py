@@ -1,0 +1,49 @@
+"""Settings that would change nothing say so in one line; those that cannot work are refused."""
+
+import logging
+
+import pytest
+
+from sd_hyena.distill.settings import TrainSettings
+from sd_hyena.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("choices", "named"),
+    [
+        ({"guided_weight": 1.0, "ema_decay": 0.5}, "--guided_weight, --ema_decay: ignored, being of stage 2"),
+        ({"finetune_steps": 3, "guidance": 7.0}, "--guidance: ignored, being of guided pairs"),
+        ({"operator": "causal", "global_branch": "mean"}, "--global_branch: ignored, being of the hyena2d operator"),
+        ({"global_branch": "mean", "num_features": 4}, "--num_features: ignored, being of linear attention"),
+        ({"operator": "linear", "hyena_order": 3}, "--hyena_order: ignored, being of Hyena operators"),
+        ({"data_dir": "x", "n_images": 3}, "--n_images: ignored, being of pictures that a run draws itself"),
+    ],
+)
+def test_what_changes_nothing_is_named(caplog, choices, named):
+    with caplog.at_level(logging.WARNING):
+        TrainSettings("demo", **choices).validate()
+    assert [r.message.startswith(named) for r in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("choices", [{}, {"finetune_steps": 3, "guided_weight": 1.0, "guidance": 7.0}])
+def test_nothing_is_said_of_what_counts(caplog, choices):
+    TrainSettings("demo", **choices).validate()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"finetune_steps": 3, "guided_weight": 1.0, "batch_size": 3}, "even batch size, not 3"),
+        ({"finetune_steps": 3, "guided_weight": float("inf")}, "--guided_weight is inf"),
+        ({"n_steps": 0}, "--n_steps is 0"),
+    ],
+)
+def test_what_cannot_work_is_refused(choices, message):
+    with pytest.raises(UsageError, match=message):
+        TrainSettings("demo", **choices).validate()
+
+
+def test_files_are_saved_at_the_end_of_each_stage():
+    assert TrainSettings("demo", n_steps=5, finetune_steps=4, save_every_n_steps=3).saved_steps() == [3, 5, 6, 9]
+    assert TrainSettings("demo", n_steps=0, finetune_steps=4, save_every_n_steps=0).saved_steps() == [4]
