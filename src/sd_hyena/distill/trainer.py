@@ -93,7 +93,7 @@ class Trainer:
         self.identity: dict[str, Any] = {"teacher": self.teacher, "processes": self.accelerator.num_processes}
         if state is not None:  # before the teacher draws anything
             self._check_same_run(state)
-        self.identity["data"] = self._prepare_inputs()
+        self.identity["pictures"] = self._prepare_inputs()
         self.students = self._make_students(started_from=state)
         self.variances = self._measure_variances(self.lessons.fresh)
         step = 0
