@@ -11,7 +11,7 @@ from ..errors import UsageError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out_dir", default="demo-out", help="folder to write (default: %(default)s)")
-    parser.add_argument("-n", "--n_steps", type=int, default=200, help="training steps (default: %(default)s)")
+    parser.add_argument("-n", "--n_steps", type=int, default=160, help="training steps (default: %(default)s)")
     parser.add_argument("--n_images", type=int, default=24, help="pictures to learn from (default: %(default)s)")
     parser.add_argument("--prompts", type=int, default=16, help="held-out prompts to draw (default: %(default)s)")
     parser.add_argument("-s", "--steps", type=int, default=20, help="diffusion steps (default: %(default)s)")
