@@ -262,7 +262,7 @@ class Trainer:
                     for name, value in values.items():
                         total[name] = total.get(name, 0) + value.detach() / parts
                 if accelerator.sync_gradients:
-                    self._check_finite(step, "loss", sums[0] | sums[1])
+                    self._check_finite(step, "loss", sums[1] | sums[3])
                     self._check_finite(step, "gradient", self._clip_gradients())
                 self.optimizer.step()
                 self.scheduler.step()
