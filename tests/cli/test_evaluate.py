@@ -172,7 +172,7 @@ def test_linear_attention_is_trained_on_the_same_run_and_kept(folder, capsys):
     (path,) = theirs["files"]
     mine, its = checkpoint.load(taught(folder)), checkpoint.load(path)
     assert its.layers["OUT11"].config.operator == "linear"
-    own = {"operator", "out_dir", "log_dir", "device"}
+    own = {"operator", "feature_map", "num_features", "out_dir", "log_dir", "device"}
     assert {k for k in its.training if its.training[k] != mine.training[k]} <= own
     assert its.training["seed"] == 3
     written = (out / "baseline-linear" / "Hyena-00004.safetensors").stat().st_mtime_ns
@@ -212,7 +212,8 @@ def test_a_baseline_of_another_run_is_not_taken_for_this_ones(folder, tmp_path):
     mine = checkpoint.load(taught(folder))
     operators = {name: (layer.config, mine.build(name)) for name, layer in mine.layers.items()}
     plan = Baseline(taught(folder), "linear", tmp_path, "cpu")
-    record = mine.training | {"operator": "linear", "name_format": "else", "save_every_n_steps": 1}
+    own = {"operator": "linear", "feature_map": "elu", "num_features": 1}
+    record = mine.training | own | {"name_format": "else", "save_every_n_steps": 1}
     checkpoint.save(plan.file, operators, teacher=mine.teacher, training=record, figures={"OUT10": {"cosine": 1.0}})
     assert not plan.finished()  # OUT11 was not measured: cut off
     figures = {name: {"cosine": 1.0} for name in operators}

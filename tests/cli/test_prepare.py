@@ -67,10 +67,10 @@ def test_a_folder_says_what_it_holds(tmp_path, capsys):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, number, status, capsys):
     options = ["-n", "60", "--sizes", "64x64,72x64", "-b", "4"]
-    straight = tmp_path.parent / "straight"
-    assert prepare(straight, *options) == 0
-    data = tmp_path / "data"
-    command = [sys.executable, "-m", "sd_hyena", "prepare", *SMALL, *options, "-o", str(data)]
+    straight, data = tmp_path / "straight", tmp_path / "data"
+    command = [sys.executable, "-m", "sd_hyena", "prepare", *SMALL, *options, "-o"]
+    assert subprocess.run([*command, str(straight)], capture_output=True).returncode == 0
+    command.append(str(data))
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
     until = time.time() + 120
     manifest = data / "manifest.json"
@@ -85,7 +85,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, number, sta
     assert train(tmp_path / "out", "--data_dir", data) == 1
     assert "of 4 shards: run prepare again to finish it" in capsys.readouterr().err
     kept = (data / "shards" / "00000.safetensors").stat().st_mtime_ns
-    assert prepare(data, *options) == 0
+    assert subprocess.run(command, capture_output=True).returncode == 0
     assert (data / "shards" / "00000.safetensors").stat().st_mtime_ns == kept
     assert contents(data) == contents(straight) != first
     assert not list(data.rglob(".*.tmp"))
@@ -191,7 +191,7 @@ def test_options_that_do_not_apply_are_named(tmp_path, caplog, capsys):
     assert prepare(data, "--images", draw_images(tmp_path / "i", [(64, 64)] * 3), "--guidance", 4) == 0
     assert "--draw_steps, --guidance: for drawn pictures only; --images ignores it" in caplog.text
     assert main(["train", "-m", "demo", "--data_dir", str(data), "--n_images", "5", "--print_config"]) == 0
-    assert "--n_images: for pictures drawn by this run only; --data_dir ignores it" in caplog.text
+    assert "--n_images: ignored, being of pictures that a run draws itself" in caplog.text
     assert "width = 64" in capsys.readouterr().out.splitlines()
 
 

@@ -375,7 +375,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
 def test_two_processes_teach_the_same_as_one(tmp_path):
     """Two gloo processes with half the batch each: the same global batch, the same result, in both stages."""
     options = (
-        "-W 64 -H 64 -t IN01,M00 -r 1e-3 -d 3 -n 6 -s 0 --n_images 6 --n_held_out 4 --draw_steps 2 --reuse 2 "
+        "-W 64 -H 64 -t IN01,OUT10 -r 1e-3 -d 3 -n 6 -s 0 --n_images 6 --n_held_out 4 --draw_steps 2 --reuse 2 "
         "--lr_scheduler constant --lr_warmup_steps 0 --finetune_steps 3 --guided_weight 1"
     )
     common = ["train", "-m", "demo", *options.split(), "-l", str(tmp_path / "logs")]
