@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Kernels are tested in Triton's interpreter, or compiled on the device that SD_HYENA_TEST_DEVICE names.
+DEVICE = os.environ.get("SD_HYENA_TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch
-
-from sd_hyena.models import DEMO, load_pipeline, locate
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -21,6 +23,8 @@ def _cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def demo_pipe():
     """The bundled model. Tests that patch it must leave it as they found it."""
+    from sd_hyena.models import DEMO, load_pipeline, locate
+
     return load_pipeline(locate(DEMO))
 
 

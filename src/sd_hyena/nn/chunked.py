@@ -30,14 +30,17 @@ BLOCK = 2**12  # tokens whose output projection is computed at once
 def suits(operator: Hyena2D, x: Tensor, projections: Sequence[Callable[[Tensor], Tensor]]) -> bool:
     """Whether this path can take the call: no gradient is wanted, and it is the CPU's to do."""
     plain = is_plain(operator.short_filter, nn.Conv2d) and not torch.is_autocast_enabled("cpu")
-    if x.device.type != "cpu" or not plain or torch.compiler.is_compiling():
-        return False
+    return x.device.type == "cpu" and plain and not wants_gradient(operator, x, projections)
+
+
+def wants_gradient(operator: Hyena2D, x: Tensor, projections: Sequence[Callable[[Tensor], Tensor]]) -> bool:
+    """Whether a gradient of this call may be asked for."""
     if not torch.is_grad_enabled():
-        return True
+        return False
     if x.requires_grad or not all(isinstance(layer, nn.Module) for layer in projections):
-        return False  # a function may hold parameters that want a gradient
+        return True  # a function may hold parameters that want a gradient
     modules: tuple[Any, ...] = (operator, *projections)
-    return not any(p.requires_grad for module in modules for p in module.parameters())
+    return any(p.requires_grad for module in modules for p in module.parameters())
 
 
 def is_plain(layer: Any, kind: type[nn.Module]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..ops import long_conv, naive
-from . import chunked
+from ..ops import dispatch, long_conv, naive
+from . import chunked, compiled, fused
 from .filter2d import ImplicitFilter2d
 from .linear_attention import FeatureMaps
 from .spectrum_cache import SpectrumCache
@@ -22,7 +23,6 @@ Projection = Callable[[Tensor], Tensor]
 Convolution = Callable[[Tensor, int, slice], Tensor]
 GROUP = {"cpu": 11 * 2**17, "other": 2**28}  # elements between the projections that are mixed at once
 SMALL_CELLS = 64 * 64  # of smaller grids all spectra are kept between calls
-KEPT_CELLS = 128 * 128  # off the CPU spectra are kept up to this size
 MEMORY = 4.8  # times its input that a layer may take at inference, what is kept included
 
 
@@ -118,6 +118,7 @@ class Hyena2D(nn.Module):
         if global_branch == "linear":
             self.features = FeatureMaps(attention_heads, inner // attention_heads, feature_map, num_features)
         self.spectra = SpectrumCache()
+        self.key = compiled.register(self)
         self.reset_short_filter()
 
     @torch.no_grad()
@@ -143,6 +144,10 @@ class Hyena2D(nn.Module):
             )
             raise ValueError(f"a {self.form} operator {need}")
         *inputs, out = (self.in_proj, self.out_proj) if projections is None else projections
+        if torch.compiler.is_compiling():
+            return compiled.forward(self, x, size, inputs, out)
+        if fused.suits(self, x, (*inputs, out)):
+            return fused.forward(self, x, size, inputs, out)
         if chunked.suits(self, x, (*inputs, out)):
             return chunked.forward(self, x, size, inputs, out)
         return chunked.apply(out, self._mix_in_groups(x, size, inputs).flatten(2).transpose(1, 2))
@@ -164,10 +169,8 @@ class Hyena2D(nn.Module):
             return self._mix(channels, convolve, *u.chunk(self.order + 1, dim=1))
 
         if not torch.is_grad_enabled():
-            # The memory bound is the CPU's: elsewhere spectra are kept as on the grids SD 1.x trains on.
-            plan = MemoryPlan(self.inner_dim if size[0] * size[1] <= KEPT_CELLS else 0, False)
             workspace: dict[int | str, Tensor] = {}
-            kept = partial(self._convolve_kept, plan=plan, workspace=workspace)
+            kept = partial(self.convolve_kept, workspace=workspace)
             mixed = [mix(channels, kept) for channels in groups]
         elif len(groups) == 1:
             mixed = [mix(groups[0], partial(self._convolve, self.filter.hidden(size)))]
@@ -197,6 +200,13 @@ class Hyena2D(nn.Module):
             *x, v = [self.filter_short(u, part, channels) for part, u in enumerate(parts)]
         else:
             *x, v = self.short_filter(torch.cat(parts, dim=1)).chunk(self.order + 1, dim=1)
+        return self.gate_and_convolve((*x, v), channels, convolve, reference)
+
+    def gate_and_convolve(
+        self, parts: Sequence[Tensor], channels: slice, convolve: Convolution, reference: bool = False
+    ) -> Tensor:
+        """What follows the short filter, for some channels of the N + 1 parts, (B, C, h, w) each -> (B, C, h, w)."""
+        *x, v = parts
         gates = [1 + s[:, channels].to(g.dtype) * g for s, g in zip(self.gate.weight, x, strict=True)]
         for i in range(1, self.order):
             v = gates[i] * v
@@ -213,13 +223,18 @@ class Hyena2D(nn.Module):
         grid = (v.shape[-2], v.shape[-1])
         return convolve(v, self.kernels(grid, index, channels, hidden), *self.shortcuts(index, channels))
 
-    def _convolve_kept(
-        self, v: Tensor, index: int, channels: slice, plan: MemoryPlan, workspace: dict[int | str, Tensor]
-    ) -> Tensor:
+    def convolve_kept(self, v: Tensor, index: int, channels: slice, workspace: dict[int | str, Tensor]) -> Tensor:
         """:meth:`_convolve` at inference, with spectra kept between calls."""
         grid = (v.shape[-2], v.shape[-1])
-        spectrum = self.spectrum(grid, index, channels, plan, workspace)
-        return long_conv.convolve(v, spectrum, self.filter.radius(grid))
+        radius = self.filter.radius(grid)
+        backend = dispatch.choose(dispatch.Case(v.device, v.dtype, grid, radius, self.global_branch == "mean"))
+        spectrum = self.spectrum(grid, index, channels, self.keep_all(), workspace, backend)
+        return backend.convolve(v.contiguous(), spectrum, radius)
+
+    def parameters_of_filter(self) -> list[nn.Parameter]:
+        """What the long filters' spectra are made from."""
+        gain = list(self.gain.parameters()) if self.global_branch != "none" else []
+        return [*self.filter.parameters(), self.bias.weight, *gain]
 
     def filter_short(self, u: Tensor, part: int, channels: slice) -> Tensor:
         """The short filter on some channels of one of the N + 1 parts: (B, C, h, w)."""
@@ -246,9 +261,12 @@ class Hyena2D(nn.Module):
     def shortcuts(self, index: int, channels: slice) -> tuple[Tensor, Tensor]:
         """Convolution ``index``'s bias, and the gain of its mean (zero unless that is the global branch)."""
         bias = self.bias.weight[index, 0, channels, 0, 0]
-        if self.global_branch == "mean" and index == self.order - 2:
+        if self._has_mean(index):
             return bias, self.gain.weight[0, 0, channels, 0, 0]
         return bias, torch.zeros_like(bias)
+
+    def _has_mean(self, index: int) -> bool:
+        return self.global_branch == "mean" and index == self.order - 2
 
     def kernels(
         self, grid: tuple[int, int], index: int, channels: slice, hidden: Tensor, rows: slice = slice(None)
@@ -262,15 +280,21 @@ class Hyena2D(nn.Module):
         return self.filter(grid, own + first, hidden, rows)
 
     def spectrum(
-        self, grid: tuple[int, int], index: int, channels: slice, plan: MemoryPlan, workspace: dict[int | str, Tensor]
+        self,
+        grid: tuple[int, int],
+        index: int,
+        channels: slice,
+        plan: MemoryPlan,
+        workspace: dict[int | str, Tensor],
+        backend: dispatch.Backend = dispatch.FFT,
     ) -> Tensor:
-        """The spectrum :func:`sd_hyena.ops.long_conv.convolve` needs for some channels at inference.
+        """The spectrum that ``backend`` needs for some channels at inference.
 
         workspace: memory that one call uses again and again for what is not kept.
         """
         (ry, rx), count = self.filter.radius(grid), channels.stop - channels.start
-        own = (*self.filter.parameters(), self.bias.weight, *(self.gain.parameters() if hasattr(self, "gain") else ()))
-        self.spectra.check(grid, self.filter.scaling, own)
+        own = self.parameters_of_filter()
+        self.spectra.check(grid, (self.filter.scaling, backend.name), own)
 
         def make(out: Tensor | None) -> Tensor:
             if "hidden" not in workspace:
@@ -284,26 +308,42 @@ class Hyena2D(nn.Module):
                 return self.kernels(grid, index, channels, hidden, band)
 
             shape = count, 2 * ry + 1, 2 * rx + 1
-            made = long_conv.kernel_spectrum(
-                rows, shape, grid, *self.shortcuts(index, channels), out, device=hidden.device
-            )
+            bias, gain = self.shortcuts(index, channels)
+            if not self._has_mean(index):
+                gain = None
+            how = {"device": hidden.device}
+            if kind.is_floating_point:
+                how["dtype"] = kind
+            made = backend.spectral.kernel_spectrum(rows, shape, grid, bias, gain, out, **how)
             if not kept and out is None:
                 workspace[index] = made
             return made
 
-        shape = long_conv.spectrum_shape(grid, (ry, rx))
-        like = self.filter.head.weight.new_empty((), dtype=torch.promote_types(own[0].dtype, torch.float32))
+        shape = backend.spectral.spectrum_shape(grid, (ry, rx))
+        kind = backend.spectrum_dtype(own[0].dtype)
+        like = self.filter.head.weight.new_empty((), dtype=kind)
         with torch.no_grad():
             return self.spectra.spectrum(index, channels, shape, plan.channels, like, make)
 
-    def plan_memory(self, grid: tuple[int, int], input_bytes: int, channels: int, chunk_bytes: int) -> MemoryPlan:
-        """What to keep between calls on a CPU, so that all this layer takes stays below ``MEMORY`` times its
-        input: attention takes five times.
+    def keep_all(self) -> MemoryPlan:
+        """Keeps every spectrum: what a GPU does, where making them again costs more than the rest of the layer."""
+        return MemoryPlan(self.inner_dim, False)
+
+    def plan_memory(
+        self,
+        grid: tuple[int, int],
+        input_bytes: int,
+        channels: int,
+        chunk_bytes: int,
+        backend: dispatch.Backend = dispatch.FFT,
+    ) -> MemoryPlan:
+        """What to keep between calls, so that all this layer takes stays below ``MEMORY`` times its input:
+        attention takes five times.
 
         channels: worked on at once; chunk_bytes: what they take, besides their spectra, while they are.
         """
-        columns, rows = long_conv.spectrum_shape(grid, self.filter.radius(grid))
-        each = 8 * columns * rows * (self.order - 1)
+        size = backend.spectrum_dtype(torch.float32).itemsize
+        each = size * math.prod(backend.spectral.spectrum_shape(grid, self.filter.radius(grid))) * (self.order - 1)
         free = int((MEMORY - 1) * input_bytes) - chunk_bytes
         if grid[0] * grid[1] < SMALL_CELLS or each * self.inner_dim <= free:
             return MemoryPlan(self.inner_dim, False)
@@ -315,6 +355,10 @@ class Hyena2D(nn.Module):
         """As in any module; forgets kept spectra."""
         self.spectra.clear()
         return super().train(mode)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.key = compiled.register(self)  # a copy is a layer of its own
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Hyena2D:
         self.spectra.clear()  # a layer that moves to another device leaves nothing behind

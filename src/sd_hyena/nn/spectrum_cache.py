@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Hashable, Iterable
 from weakref import WeakSet
@@ -9,7 +10,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-LIMIT = 2**30  # bytes that all layers of a process keep together
+LIMIT = 2**30  # bytes that all layers of a process keep together on a CPU
+SHARE = 4  # of an accelerator's memory they keep a quarter
 
 
 class SpectrumCache:
@@ -17,7 +19,8 @@ class SpectrumCache:
 
     All is dropped as soon as the grid changes or a parameter is replaced, moved or changed in place. What is
     written through ``parameter.data`` leaves no trace that could be seen: call :meth:`clear` after it, or
-    ``train`` or ``eval`` on the layer, which do. Nothing is kept beyond ``LIMIT`` over all layers. The cache
+    ``train`` or ``eval`` on the layer, which do. Nothing is kept beyond ``LIMIT``, or a share
+    of an accelerator's memory, over all layers. The cache
     lives outside the module's buffers, so it never reaches a saved file.
     """
 
@@ -46,7 +49,7 @@ class SpectrumCache:
         if self._hidden is not None:
             return self._hidden
         hidden = compute()
-        if keep and _size(hidden) <= _room():
+        if keep and _size(hidden) <= _room(hidden.device):
             self._hidden = hidden
         return hidden
 
@@ -54,14 +57,14 @@ class SpectrumCache:
         self,
         index: int,
         channels: slice,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         wanted: int,
         like: Tensor,
         make: Callable[[Tensor | None], Tensor],
     ) -> Tensor:
         """The spectrum (C, *shape) of convolution ``index`` for some channels.
 
-        wanted: channels, from the first on, to keep; like: a tensor of the spectra's device and real type;
+        wanted: channels, from the first on, to keep; like: a tensor of the spectra's device and type;
         ``make(out)`` makes it, into ``out`` if that is given.
         """
         if channels.stop <= self._made.get(index, 0):
@@ -74,18 +77,18 @@ class SpectrumCache:
         self._made[index] = channels.stop
         return spectrum
 
-    def _grow(self, index: int, shape: tuple[int, int], wanted: int, like: Tensor) -> int:
+    def _grow(self, index: int, shape: tuple[int, ...], wanted: int, like: Tensor) -> int:
         """Makes room for ``wanted`` channels, or as many as ``LIMIT`` allows; how many there is room for."""
         old = self._spectra.get(index)
         have = 0 if old is None else len(old)
         if have >= wanted:
             return have
-        each = shape[0] * shape[1] * 2 * like.element_size()
-        count = min(wanted, have + _room() // each)
+        each = math.prod(shape) * like.element_size()
+        count = min(wanted, have + _room(like.device) // each)
         if count <= have:
             return have
         with torch.inference_mode(False):  # or it could not be filled outside of it
-            grown = like.new_empty(count, *shape, dtype=torch.promote_types(like.dtype, torch.complex64))
+            grown = like.new_empty(count, *shape)
         if old is not None:
             grown[:have] = old
         self._spectra[index] = grown
@@ -106,9 +109,12 @@ _caches: WeakSet[SpectrumCache] = WeakSet()
 _lock = threading.Lock()
 
 
-def _room() -> int:
+def _room(device: torch.device) -> int:
+    limit = LIMIT
+    if device.type == "cuda":
+        limit = torch.cuda.get_device_properties(device).total_memory // SHARE
     with _lock:
-        return LIMIT - sum(cache.nbytes() for cache in _caches)
+        return limit - sum(cache.nbytes() for cache in _caches)
 
 
 def _size(t: Tensor) -> int:

@@ -59,7 +59,7 @@ def kernel_spectrum(
     ry, rx = height // 2, width // 2
     m, n = transform_shape(grid, (ry, rx))
     rows: Rows = (lambda band: k[:, band]) if isinstance(k, Tensor) else k
-    step = max(1, _at_once(BAND, k.device if isinstance(k, Tensor) else device) // (d * width))
+    step = max(1, at_once(BAND, k.device if isinstance(k, Tensor) else device) // (d * width))
     spectrum = out
     for top in range(0, height, step):
         band = rows(slice(top, min(top + step, height))).detach()
@@ -119,29 +119,35 @@ class _LongConv2d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, k, bias, gain = ctx.saved_tensors
-        (b, d, h, w), (ry, rx) = u.shape, (k.shape[-2] // 2, k.shape[-1] // 2)
-        m, n = transform_shape((h, w), (ry, rx))
-        wants_u, wants_kernel = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
-        dtype = transform_dtype(u)
-        signal, arriving = u.to(dtype).contiguous(), grad.to(dtype).contiguous()
-        du, dk, dgain = _planes(u), torch.empty_like(k, dtype=dtype), gain.new_empty(d, dtype=dtype)
-        adjoint = kernel_spectrum(k, k.shape, (h, w), bias, gain).conj() if wants_u else None
-        correlation = None
-        at_output = at_input = None  # two buffers: their padding lies at different offsets
-        for images, channels in _steps(b, d, m * n, u.device):
-            g, at_output = _transform(arriving[images, channels], (m, n), (ry, rx), at_output)
-            if wants_kernel:
-                f, at_input = _transform(signal[images, channels], (m, n), (0, 0), at_input)
-                part = (f.conj() * g).sum(0)
-                correlation = part if images.start == 0 else correlation + part
-                if images.stop >= b:
-                    dk[channels] = _inverse(correlation, (m, n), slice(2 * ry + 1), slice(2 * rx + 1))
-                    dgain[channels] = correlation[:, 0, 0].real / (h * w)
-            if adjoint is not None:
-                du[images, channels] = _inverse(g * adjoint[channels], (m, n), slice(h), slice(w))
-        if not wants_kernel:
-            return du, None, None, None
-        return du if wants_u else None, dk.to(k.dtype), dk[:, ry, rx].to(bias.dtype), dgain.to(gain.dtype)
+        return gradients(grad, u, k, bias, gain, ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:]))
+
+
+def gradients(
+    grad: Tensor, u: Tensor, k: Tensor, bias: Tensor, gain: Tensor, wants_u: bool = True, wants_kernel: bool = True
+) -> tuple[Tensor | None, ...]:
+    """Those of u, k, bias and gain for one of :func:`long_conv2d`'s result; None for what is not wanted."""
+    (b, d, h, w), (ry, rx) = u.shape, (k.shape[-2] // 2, k.shape[-1] // 2)
+    m, n = transform_shape((h, w), (ry, rx))
+    dtype = transform_dtype(u)
+    signal, arriving = u.to(dtype).contiguous(), grad.to(dtype).contiguous()
+    du, dk, dgain = _planes(u), torch.empty_like(k, dtype=dtype), gain.new_empty(d, dtype=dtype)
+    adjoint = kernel_spectrum(k, k.shape, (h, w), bias, gain).conj() if wants_u else None
+    correlation = None
+    at_output = at_input = None  # two buffers: their padding lies at different offsets
+    for images, channels in _steps(b, d, m * n, u.device):
+        g, at_output = _transform(arriving[images, channels], (m, n), (ry, rx), at_output)
+        if wants_kernel:
+            f, at_input = _transform(signal[images, channels], (m, n), (0, 0), at_input)
+            part = (f.conj() * g).sum(0)
+            correlation = part if images.start == 0 else correlation + part
+            if images.stop >= b:
+                dk[channels] = _inverse(correlation, (m, n), slice(2 * ry + 1), slice(2 * rx + 1))
+                dgain[channels] = correlation[:, 0, 0].real / (h * w)
+        if adjoint is not None:
+            du[images, channels] = _inverse(g * adjoint[channels], (m, n), slice(h), slice(w))
+    if not wants_kernel:
+        return du, None, None, None
+    return du if wants_u else None, dk.to(k.dtype), dk[:, ry, rx].to(bias.dtype), dgain.to(gain.dtype)
 
 
 def _transform(u: Tensor, shape: tuple[int, int], at: tuple[int, int], buffer: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -168,19 +174,21 @@ def _inverse(spectrum: Tensor, shape: tuple[int, int], rows: slice, columns: sli
 
 def _steps(b: int, d: int, cells: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """(images, channels) to transform together; all images of some channels before the next channels."""
-    planes = max(1, _at_once(STEP, device) // cells)
+    planes = max(1, at_once(STEP, device) // cells)
     channels, images = min(planes, d), max(1, min(b, planes // d))
     for c in range(0, d, channels):
         for i in range(0, b, images):
             yield slice(i, min(i + images, b)), slice(c, min(c + channels, d))
 
 
-def _at_once(limits: dict[str, int], device: torch.device | None) -> int:
+def at_once(limits: dict[str, int], device: torch.device | None) -> int:
     return limits["cpu" if device is None or device.type == "cpu" else "other"]
 
 
 def _planes(u: Tensor) -> Tensor:
-    """Empty planes shaped like ``u``, (B, D, h, w). A gap after each keeps planes whose size is a power of
+    """Empty planes shaped like ``u``, (B, D, h, w). On a CPU a gap after each keeps planes whose size is a power of
     two from falling on the same cache lines when channels are read side by side."""
     b, d, h, w = u.shape
+    if u.device.type != "cpu":
+        return u.new_empty(b, d, h, w)
     return u.new_empty(b, d, h * w + 16)[..., : h * w].unflatten(-1, (h, w))

@@ -1,0 +1,173 @@
+"""``Hyena2D`` inference by fused kernels, channels first, where Triton runs.
+
+The same sums as :meth:`Hyena2D.forward`, which stays the definition. The projections write and read channels
+first, so nothing is ever turned round; short filter and first gate are one kernel, the convolution is one where
+:mod:`sd_hyena.ops.dispatch` finds one, and the last gate is part of it or of the global branch's. Some channels
+are worked on at a time, so the (N + 1) D wide tensor never exists whole where memory matters.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import dispatch
+from . import chunked
+
+if TYPE_CHECKING:
+    from .hyena2d import Hyena2D
+
+VARIABLE = "SD_HYENA_LOW_MEMORY"
+PLANES = 512  # fill a large GPU where one program takes a whole plane
+PROJECTED = 2**24  # projected elements that exist at once, beyond what fills the GPU
+TYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def low_memory() -> bool:
+    """Whether the environment asks for less memory at the price of speed: fewer channels at a time, and only
+    spectra kept that leave a layer below attention's memory."""
+    return os.environ.get(VARIABLE, "") not in ("", "0")
+
+
+def suits(operator: Hyena2D, x: Tensor, projections: Sequence[Callable[[Tensor], Tensor]]) -> bool:
+    """Whether this path takes the call. On a CPU it does only where a kernel is asked for by name and Triton
+    interprets; what keeps a layer from it elsewhere is logged once."""
+    if x.device.type == "cpu" and dispatch.asked() in ("", dispatch.FFT.name):
+        return False
+    kernels = dispatch.kernels()
+    if kernels is None or not kernels.launch.runnable(x.device):
+        return False
+    if chunked.wants_gradient(operator, x, projections):
+        return False
+    reason = refuses(operator, x, projections)
+    if reason:
+        dispatch.log(f"a Hyena layer runs without fused kernels: {reason}")
+    return not reason
+
+
+def refuses(operator: Hyena2D, x: Tensor, projections: Sequence[Callable[[Tensor], Tensor]]) -> str:
+    """What about this layer or call the kernels cannot take, or ""."""
+    if torch.is_autocast_enabled(x.device.type):
+        return "autocast is on"
+    if x.dtype not in TYPES:
+        return f"{x.dtype}"
+    if operator.order != 2:
+        return f"its order is {operator.order}"
+    if operator.global_branch == "linear" and operator.features.kind != "exp":
+        return f"its feature map is {operator.features.kind}"
+    if not chunked.is_plain(operator.short_filter, nn.Conv2d):
+        return "its short filter does more than its weights say"
+    if not all(chunked.is_plain(layer, nn.Linear) for layer in projections):
+        return "its projections do more than their weights say"
+    if any(p.dtype != x.dtype for layer in projections for p in layer.parameters()):  # type: ignore[attr-defined]
+        return "its projections are of another type than its input"
+    return ""
+
+
+def forward(operator: Hyena2D, x: Tensor, size: tuple[int, int], inputs: Sequence[Any], out: Any) -> Tensor:
+    """As :meth:`Hyena2D.forward`, without gradients, by plain linear layers.
+
+    x: (B, h * w, D) -> (B, h * w, D); size: (h, w).
+    """
+    with torch.no_grad():
+        b, cells, _ = x.shape
+        inner = operator.inner_dim
+        radius = operator.filter.radius(size)
+        case = dispatch.Case(x.device, x.dtype, size, radius, operator.global_branch == "mean")
+        backend = dispatch.choose(case)
+        weights, biases = _parts(inputs, inner)
+        tokens = x.transpose(1, 2)
+        groups = operator.channel_groups(channels_at_once(inner, b, cells), least=16)
+        plan = memory_plan(operator, size, x, groups[0].stop, backend)
+        workspace: dict[int | str, Tensor] = {}
+        y = None
+        for channels in groups:
+            weight = torch.cat([w[channels] for w in weights]) if len(groups) > 1 else torch.cat(weights)
+            bias = None if biases is None else torch.cat([piece[channels] for piece in biases])
+            p = weight @ tokens[0] if b == 1 else torch.bmm(weight.expand(b, -1, -1), tokens)
+            mixed = _mix(operator, p.view(b, -1, cells), bias, size, channels, backend, plan, workspace)
+            del p
+            if len(groups) == 1:
+                y = mixed
+            else:
+                y = x.new_empty(b, inner, *size) if y is None else y
+                y[:, channels] = mixed
+        assert y is not None
+        return _project_out(out, y.flatten(2))
+
+
+def _mix(
+    operator: Hyena2D,
+    p: Tensor,
+    offset: Tensor | None,
+    size: tuple[int, int],
+    channels: slice,
+    backend: dispatch.Backend,
+    plan: Any,
+    workspace: dict[int | str, Tensor],
+) -> Tensor:
+    """Everything between the projections for some channels: p (B, 3 C, h w) -> (B, C, h, w)."""
+    kernels = dispatch.kernels()
+    attends = operator.global_branch == "linear"
+    short = operator.short_filter
+    weight = short.weight.unflatten(0, (3, -1))[:, channels].flatten(0, 1)[:, 0]
+    bias = short.bias.unflatten(0, (3, -1))[:, channels].flatten()
+    scale = operator.gate.weight[:, 0, channels, 0, 0]
+    signal = torch.float32 if p.dtype == torch.float32 else torch.float16  # finer than bfloat16, and what is multiplied
+    u, q, k = kernels.short_gate.short_gate(p, offset, weight, bias, scale[1], size, signal, attends)
+    spectrum = operator.spectrum(size, 0, channels, plan, workspace, backend)
+    radius = operator.filter.radius(size)
+    if attends:
+        y = backend.convolve(u, spectrum, radius).contiguous()
+        width = inner_width(operator)
+        heads = slice(channels.start // width, channels.stop // width)
+        maps = [(m.weight[heads], m.bias[heads]) for m in (operator.features.query, operator.features.key)]
+        gain = operator.gain.weight[0, 0, channels, 0, 0]
+        return kernels.features.attend_and_gate(q, k, u, y, *maps, gain, scale[0])
+    if backend.gated:
+        return backend.convolve(u, spectrum, radius, gate=(q, scale[0]), out_dtype=p.dtype)
+    return kernels.short_gate.gate(backend.convolve(u, spectrum, radius).contiguous(), q, scale[0])
+
+
+def inner_width(operator: Hyena2D) -> int:
+    """Channels of one attention head."""
+    return operator.inner_dim // operator.attention_heads
+
+
+def _parts(layers: Sequence[Any], inner: int) -> tuple[list[Tensor], list[Tensor] | None]:
+    """The weights of q, k and v, (inner, D) each, and their biases if there are any."""
+    weights = [piece for layer in layers for piece in layer.weight.split(inner)]
+    if all(layer.bias is None for layer in layers):
+        return weights, None
+    biases = []
+    for layer in layers:
+        bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        biases += bias.split(inner)
+    return weights, biases
+
+
+def channels_at_once(inner: int, images: int, cells: int) -> int:
+    """How many channels are worked on together."""
+    least = -(-PLANES // images) if cells <= dispatch.LARGEST_FLASH**2 else 1
+    channels = min(inner, max(least, PROJECTED // (3 * images * cells)))
+    return min(channels, inner // 8) if low_memory() else channels
+
+
+def memory_plan(operator: Hyena2D, size: tuple[int, int], x: Tensor, channels: int, backend: dispatch.Backend) -> Any:
+    """All spectra are kept, or with low memory those that fit below attention's memory."""
+    if low_memory():
+        working = 6 * x.element_size() * len(x) * size[0] * size[1] * channels
+        return operator.plan_memory(size, x.nbytes, channels, working, backend)
+    return operator.keep_all()
+
+
+def _project_out(layer: Any, y: Tensor) -> Tensor:
+    """(B, inner, L) -> (B, L, D), by the layer's weight as it lies."""
+    if len(y) == 1 and layer.bias is not None:
+        return torch.addmm(layer.bias, y[0].T, layer.weight.T)[None]
+    z = torch.bmm(y.transpose(1, 2), layer.weight.T.expand(len(y), -1, -1))
+    return z if layer.bias is None else z.add_(layer.bias)
