@@ -29,7 +29,7 @@ from sd_hyena.ops.kernels import columns, features, flash, launch, short_gate
 
 FLOATS = {"twiddle_ptr", "best_ptr", "total_ptr", "state_ptr", "logs_ptr", "mean_ptr", "weight_ptr", "bias_ptr"}
 DOT = {"DOT": tl.float16, "PRECISION": "tf32"}
-HEADS = {"width": 40, "features": 80, "D": 64, "E": 128}
+WIDTHS = (5, 6, 7, 6, 5)  # of the columns of figures
 
 
 def cases() -> list[tuple[str, Any, dict[str, Any]]]:
@@ -112,7 +112,10 @@ def main() -> int:
                     getattr(kernel, "fn", kernel) if hasattr(kernel, "configs") else kernel,
                     known | config.kwargs, config.num_warps, config.num_stages, args.capability,
                 )  # fmt: skip
-                print(f"{name:<24} {label:<34} " + " ".join(f"{v:>{w}}" for v, w in zip(got.values(), (5, 6, 7, 6, 5))))
+                print(
+                    f"{name:<24} {label:<34} "
+                    + " ".join(f"{v:>{w}}" for v, w in zip(got.values(), WIDTHS, strict=True))
+                )
             except Exception as error:
                 failures += 1
                 print(f"{name:<24} {label:<34} {type(error).__name__}: {str(error).splitlines()[0][:80]}")

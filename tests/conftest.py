@@ -11,8 +11,8 @@ if DEVICE == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["TRITON_INTERPRET"] = "1"
 
-import pytest
-import torch
+import pytest  # noqa: E402 - torch and triton read the environment when imported
+import torch  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")
