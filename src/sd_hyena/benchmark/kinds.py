@@ -210,7 +210,7 @@ class Kind:
     """One kind of layer. ``family``: "attention" (all compute the same), "peer", "hyena" or "floor".
 
     ``scratch``: bytes beyond a few times the input that it is known to need; ``power``: how its time grows
-    with the number of tokens, both for skipping what cannot end well.
+    with the number of tokens, both for skipping what cannot end well; ``refuses``: why it is not for a shape, or "".
     """
 
     name: str
@@ -218,6 +218,7 @@ class Kind:
     build: Callable[[Shape], nn.Module]
     scratch: Callable[[Shape], int] = lambda shape: 0
     power: float = 1.1
+    refuses: Callable[[Shape], str] = lambda shape: ""
 
     def missing(self, shape: Shape, backward: bool = False) -> str:
         """Why it cannot run at all on this device, in this type, with these heads, in a few words, or "";

@@ -85,14 +85,14 @@ class _Candidate:
 def measure(
     shape: Shape,
     pixels: tuple[int, int],
-    kinds: Sequence[str],
+    kinds: Sequence[str | Kind],
     limits: Limits,
     *,
     backward: bool = False,
-    expected_seconds: Callable[[str], float] | None = None,
+    expected_seconds: Callable[[Kind], float] | None = None,
     on_kind: Callable[[str], None] = lambda kind: None,
 ) -> list[Row]:
-    """Rows for ``kinds`` at one shape; pixels: (height, width) of the picture it belongs to.
+    """Rows for ``kinds``, those in ``KINDS`` by name, at one shape; pixels: (height, width) of its picture.
 
     ``backward`` times forward and backward together, gradients of input and weights.
     ``expected_seconds`` says how long a call will take, unless given by a trial on a smaller grid. Raises
@@ -103,14 +103,13 @@ def measure(
     torch.manual_seed(0)
     x = torch.randn(shape.batch, shape.tokens, shape.dim, device=shape.device, dtype=shape.dtype)
     with _unlimited_keeping():
-        for name in kinds:
-            kind = KINDS[name]
-            row = Row(pixels[1], pixels[0], shape.batch, name, kind.family, backward)
+        for kind in (KINDS[kind] if isinstance(kind, str) else kind for kind in kinds):
+            row = Row(pixels[1], pixels[0], shape.batch, kind.name, kind.family, backward)
             rows.append(row)
             row.note = _reason_to_skip(kind, shape, limits, backward, expected_seconds)
             if row.note:
                 continue
-            on_kind(name)
+            on_kind(kind.name)
             try:
                 candidates.append(_prepare(kind, row, shape, x, limits))
             except SdHyenaError:
@@ -174,15 +173,15 @@ def estimate_seconds(kind: Kind, shape: Shape, backward: bool) -> float:
 
 
 def _reason_to_skip(
-    kind: Kind, shape: Shape, limits: Limits, backward: bool, expected_seconds: Callable[[str], float] | None
+    kind: Kind, shape: Shape, limits: Limits, backward: bool, expected_seconds: Callable[[Kind], float] | None
 ) -> str:
-    missing = kind.missing(shape, backward)
+    missing = kind.refuses(shape) or kind.missing(shape, backward)
     if missing:
         return f"not available: {missing}"
     needed, free = kind.scratch(shape) * (2 if backward else 1), free_memory(shape.device)
     if needed > 0.8 * free:
         return f"skipped: needs about {needed / GIB:.1f} GiB beyond its input, {free / GIB:.1f} GiB are free"
-    seconds = expected_seconds(kind.name) if expected_seconds else estimate_seconds(kind, shape, backward)
+    seconds = expected_seconds(kind) if expected_seconds else estimate_seconds(kind, shape, backward)
     if seconds > limits.max_seconds:
         return f"skipped: about {seconds:.0f} s a call, over the limit of {limits.max_seconds:g} s"
     return ""
@@ -269,7 +268,7 @@ def _compare(rows: Sequence[Row]) -> None:
 def measure_sizes(
     shape_at: Callable[[int], Shape],
     widths: Sequence[int],
-    kinds: Sequence[str],
+    kinds: Sequence[str | Kind],
     limits: Limits,
     *,
     backward: bool = False,
@@ -279,9 +278,9 @@ def measure_sizes(
     """:func:`measure` for square pictures of growing widths in px; ``report`` gets each width's rows."""
     known: dict[str, tuple[int, float]] = {}  # kind -> tokens and seconds of the last size it ran at
 
-    def expected_seconds(kind: str, tokens: int) -> float:
-        before, seconds = known.get(kind, (tokens, 0.0))
-        return seconds * (tokens / before) ** KINDS[kind].power
+    def expected_seconds(kind: Kind, tokens: int) -> float:
+        before, seconds = known.get(kind.name, (tokens, 0.0))
+        return seconds * (tokens / before) ** kind.power
 
     rows: list[Row] = []
     for width in sorted(widths):

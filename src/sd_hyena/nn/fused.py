@@ -73,7 +73,7 @@ def forward(operator: Hyena2D, x: Tensor, size: tuple[int, int], inputs: Sequenc
 
     x: (B, h * w, D) -> (B, h * w, D); size: (h, w).
     """
-    with torch.no_grad():
+    with torch.no_grad(), dispatch.kernels().launch.on(x.device):
         b, cells, _ = x.shape
         inner = operator.inner_dim
         radius = operator.filter.radius(size)

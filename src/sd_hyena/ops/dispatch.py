@@ -96,11 +96,13 @@ def _refuses_kernels(case: Case, largest: int) -> str:
 
 
 def _flash(u: Tensor, spectrum: Tensor, radius: tuple[int, int], **how: Any) -> Tensor:
-    return kernels().flash.convolve(u, spectrum, radius, **how)
+    with kernels().launch.on(u.device):
+        return kernels().flash.convolve(u, spectrum, radius, **how)
 
 
 def _columns(u: Tensor, spectrum: Tensor, radius: tuple[int, int]) -> Tensor:
-    return gemm_conv.convolve(u, spectrum, radius, torch.float16, kernels().columns.columns)
+    with kernels().launch.on(u.device):
+        return gemm_conv.convolve(u, spectrum, radius, torch.float16, kernels().columns.columns)
 
 
 def _gemm(u: Tensor, spectrum: Tensor, radius: tuple[int, int]) -> Tensor:

@@ -9,8 +9,8 @@ from conftest import DEVICE, assert_close
 
 from sd_hyena.ops import gemm_conv, naive
 
-pytest.importorskip("triton", reason="Triton is not installed")
-from sd_hyena.ops.kernels import columns, features, flash, short_gate
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+from sd_hyena.ops.kernels import columns, features, flash, launch, short_gate
 
 GRIDS = [(1, 1), (13, 4), (9, 23), (33, 40)]
 if DEVICE != "cpu":
@@ -85,6 +85,36 @@ def test_columns_equal_definition_and_twin(grid, reach):
         got = columns.columns(rows.clone(), spectrum, constants, grid[0])
         assert_close(f"twin {dtype}", twin, got, ratio)
         assert_close(f"definition {dtype}", expected, gemm_conv.from_columns(got, constants), ratio)
+
+
+def test_tuning_leaves_no_trace():
+    """The tuner runs a kernel many times before it counts: what is written over must be put back."""
+    u, spectrum, radius, _ = convolution((13, 4), 1000, torch.float16)
+    constants = gemm_conv.matrices((13, 4), gemm_conv.lengths((13, 4), radius), torch.float16, u.device)
+    rows = gemm_conv.to_columns(u, constants)
+    own = columns._columns
+    calls = []
+
+    def try_out(call, quantiles):
+        for _ in range(3):
+            call()
+        calls.append(call)
+        return [1.0, 1.0, 1.0]
+
+    tuned = triton.autotune([own.configs[0]] * 2, own.keys, restore_value=own.restore_value, do_bench=try_out)(own.fn)
+    expected = columns.columns(rows.clone(), spectrum, constants, 13)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "_columns", tuned)
+        got = columns.columns(rows.clone(), spectrum, constants, 13)
+    assert calls
+    assert torch.equal(got, expected)
+
+
+def test_tuning_can_be_switched_off(monkeypatch):
+    configs = [triton.Config({"F": f}) for f in (16, 32)]
+    assert len(launch._candidates(configs, {})) == 2
+    monkeypatch.setenv(launch.TUNE, "0")
+    assert launch._candidates(configs, {}) == configs[:1]
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,11 @@ def all_columns(
     [
         {"F": f, "QB": q, "num_warps": warps, "num_stages": stages}
         for f, q, warps, stages in (
-            (16, 64, 8, 2), (16, 32, 8, 2), (32, 32, 8, 2), (32, 64, 8, 2), (16, 64, 4, 2), (32, 64, 16, 1),
+            (16, 64, 8, 2), (16, 32, 8, 2), (16, 16, 8, 2), (32, 32, 8, 2), (32, 64, 8, 2), (16, 64, 4, 2),
         )
     ],
     key=["h", "half"],
+    in_place=["x_ptr"],
 )  # fmt: skip
 @triton.jit
 def _columns(
