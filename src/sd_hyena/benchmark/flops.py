@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ..nn import OperatorConfig
+from ..ops import gemm_conv
 from ..ops.fft import fast_length
 
 
@@ -31,10 +32,23 @@ def operator_flops(config: OperatorConfig, grid: tuple[int, int], convolutions: 
         each = _transforms(2 * tokens)
     else:
         reach = grid if config.scaling == "stretch" else (config.height, config.width)
-        m, n = (fast_length(side + min(side, r) - 1) for side, r in zip(grid, reach, strict=True))
-        each = _transforms(m * n)
+        each = fft_convolution_flops(grid, (min(grid[0], reach[0]) - 1, min(grid[1], reach[1]) - 1))
     gates = 3 * config.order * tokens
     return total + inner * ((config.order - 1) * convolutions * each + gates)
+
+
+def fft_convolution_flops(grid: tuple[int, int], radius: tuple[int, int]) -> int:
+    """One plane convolved by fast transforms, its kernel's spectrum at hand."""
+    return _transforms(fast_length(grid[0] + radius[0]) * fast_length(grid[1] + radius[1]))
+
+
+def gemm_convolution_flops(grid: tuple[int, int], radius: tuple[int, int]) -> int:
+    """The same by the matrix products of :mod:`sd_hyena.ops.gemm_conv`: rows, then columns, there and back."""
+    (h, w), size = grid, gemm_conv.lengths(grid, radius)
+    rows = 2 * h * w * 2 * size.half
+    # Even and odd rows; cosines and sines; real and imaginary parts.
+    columns = 8 * 2 * size.quarter * -(-h // 2) * size.half
+    return 2 * (rows + columns)
 
 
 def _linear_attention(config: OperatorConfig, tokens: int, inner: int) -> int:

@@ -12,7 +12,7 @@ import torch
 from ..machine import describe, machine, settle
 from . import figures, report
 from .image import ImageRow
-from .kinds import KINDS, Shape, latent_cells
+from .kinds import KINDS, Kind, Shape, latent_cells
 from .measure import Limits, Row, check, measure, measure_sizes
 from .memory import CALL_METHOD, RUN_METHOD
 
@@ -72,17 +72,26 @@ class Suite:
         intro = f"Largest relative RMS error of output and input gradient over grids of {sizes} cells.\n\n"
         return intro + report.markdown_table(headings, lines)
 
-    def layer(self, width: int, batch: int, kinds: Sequence[str], limits: Limits, *, backward: bool = False) -> str:
+    def layer(
+        self,
+        width: int,
+        batch: int,
+        kinds: Sequence[str | Kind],
+        limits: Limits,
+        *,
+        backward: bool = False,
+        name: str = "layer",
+    ) -> str:
         """All ``kinds`` at one size, with a figure."""
         rows = measure(self.shape(width, batch), (width, width), kinds, limits, backward=backward)
         self._keep(rows)
         what = "forward + backward" if backward else "forward"
-        name = f"layer{'-backward' if backward else ''}-{width}-b{batch}"
+        name = f"{name}{'-backward' if backward else ''}-{width}-b{batch}"
         title = f"one layer, {width}x{width} px, 320 channels, batch {batch}, {self._dtype_name}, {what}"
         table = report.markdown_table(*report.layer_lines(rows))
         return f"{self._figure(name, title, figures.plot_layer, rows)}{table}\n{self._foot(rows)}"
 
-    def sizes(self, widths: Sequence[int], kinds: Sequence[str], limits: Limits) -> str:
+    def sizes(self, widths: Sequence[int], kinds: Sequence[str | Kind], limits: Limits, name: str = "sizes") -> str:
         """All ``kinds`` by image width, batch 1, with a figure and the crossovers."""
         rows = measure_sizes(
             lambda width: self.shape(width, 1),
@@ -95,7 +104,7 @@ class Suite:
         title = f"one layer by image size, 320 channels, batch 1, {self._dtype_name}, forward"
         crossovers = report.crossover_lines(rows)
         return (
-            self._figure("sizes", title, figures.plot_sizes, rows)
+            self._figure(name, title, figures.plot_sizes, rows)
             + "Milliseconds, and the best attention's time over this one's:\n\n"
             + report.markdown_table(*report.size_lines(rows))
             + "\nPeak memory beyond input and weights, MiB:\n\n"

@@ -86,8 +86,7 @@ def forward(operator: Hyena2D, x: Tensor, size: tuple[int, int], inputs: Sequenc
         workspace: dict[int | str, Tensor] = {}
         y = None
         for channels in groups:
-            weight = torch.cat([w[channels] for w in weights]) if len(groups) > 1 else torch.cat(weights)
-            bias = None if biases is None else torch.cat([piece[channels] for piece in biases])
+            weight, bias = _of(weights, channels), None if biases is None else _of(biases, channels)
             p = weight @ tokens[0] if b == 1 else torch.bmm(weight.expand(b, -1, -1), tokens)
             mixed = _mix(operator, p.view(b, -1, cells), bias, size, channels, backend, plan, workspace)
             del p
@@ -114,8 +113,8 @@ def _mix(
     kernels = dispatch.kernels()
     attends = operator.global_branch == "linear"
     short = operator.short_filter
-    weight = short.weight.unflatten(0, (3, -1))[:, channels].flatten(0, 1)[:, 0]
-    bias = short.bias.unflatten(0, (3, -1))[:, channels].flatten()
+    weight = _of(short.weight.unflatten(0, (3, -1)), channels)[:, 0]
+    bias = _of(short.bias.unflatten(0, (3, -1)), channels)
     scale = operator.gate.weight[:, 0, channels, 0, 0]
     signal = torch.float32 if p.dtype == torch.float32 else torch.float16  # finer than bfloat16, and what is multiplied
     u, q, k = kernels.short_gate.short_gate(p, offset, weight, bias, scale[1], size, signal, attends)
@@ -138,16 +137,19 @@ def inner_width(operator: Hyena2D) -> int:
     return operator.inner_dim // operator.attention_heads
 
 
-def _parts(layers: Sequence[Any], inner: int) -> tuple[list[Tensor], list[Tensor] | None]:
-    """The weights of q, k and v, (inner, D) each, and their biases if there are any."""
-    weights = [piece for layer in layers for piece in layer.weight.split(inner)]
+def _parts(layers: Sequence[Any], inner: int) -> tuple[Tensor, Tensor | None]:
+    """The weights of q, k and v as one (3, inner, D), and their biases (3, inner) if there are any."""
+    weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
     if all(layer.bias is None for layer in layers):
-        return weights, None
-    biases = []
-    for layer in layers:
-        bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
-        biases += bias.split(inner)
-    return weights, biases
+        return weight.unflatten(0, (3, inner)), None
+    biases = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+    bias = biases[0] if len(layers) == 1 else torch.cat(biases)
+    return weight.unflatten(0, (3, inner)), bias.unflatten(0, (3, inner))
+
+
+def _of(parts: Tensor, channels: slice) -> Tensor:
+    """Some channels of all three parts, (3 C, ...): a view if they are all."""
+    return parts[:, channels].flatten(0, 1)
 
 
 def channels_at_once(inner: int, images: int, cells: int) -> int:
