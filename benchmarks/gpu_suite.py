@@ -132,7 +132,7 @@ def sections(suite: Suite, plan: Plan) -> list[tuple[str, str, Callable[[], str]
         (
             "variants",
             "The layer in its variants by image size",
-            lambda: suite.sizes(plan.some_widths, [*ATTENTION, *OURS, *others], brief, name="variants-sizes"),
+            lambda: suite.sizes(plan.some_widths, [*ATTENTION, *OURS, *others], brief, figure=False),
         ),
         ("parts", "The layer's parts against the machine's ceilings", lambda: against_ceilings(suite, plan)),
         ("sizes", "By image size", lambda: suite.sizes(plan.widths, BY_SIZE, brief)),

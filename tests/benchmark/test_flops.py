@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sd_hyena.benchmark.flops import attention_flops, operator_flops
+from sd_hyena.benchmark.flops import attention_flops, gemm_convolution_flops, operator_flops
 from sd_hyena.nn import OperatorConfig
+from sd_hyena.ops import gemm_conv
 
 
 @pytest.mark.parametrize(("feature_map", "num_features"), [("elu", 1), ("exp", 2)])
@@ -34,3 +35,14 @@ def test_hyena_counts_its_transforms():
     assert operator_flops(none, (8, 8)) == 4 * 2 * 64 * 32**2 + 2 * 64 * 96 + 32 * (each + 6 * 64)
     twice = operator_flops(none, (8, 8), convolutions=2)
     assert twice - operator_flops(none, (8, 8)) == 32 * each
+
+
+@pytest.mark.parametrize(("grid", "radius"), [((9, 23), (8, 22)), ((16, 10), (3, 4))])
+def test_convolution_in_gemm_form_is_all_products_of_matrices(grid, radius):
+    u, k = torch.randn(2, 3, *grid), torch.randn(3, 2 * radius[0] + 1, 2 * radius[1] + 1)
+    spectrum = gemm_conv.kernel_spectrum(k, k.shape, grid, dtype=torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        gemm_conv.convolve(u, spectrum, radius, torch.float32)
+    even = grid[0] % 2 == 0  # with an odd height, the rows of the odd half are one fewer than counted
+    counted, formula = counter.get_total_flops(), 2 * 3 * gemm_convolution_flops(grid, radius)
+    assert counted == formula if even else 0.9 * formula < counted < formula

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -231,3 +232,21 @@ def test_the_gpu_suite_needs_a_gpu(monkeypatch, capsys):
         runpy.run_path(str(ROOT / "benchmarks" / "gpu_suite.py"), run_name="__main__")
     assert stop.value.code == 2
     assert "no usable CUDA device" in capsys.readouterr().err
+
+
+def test_the_gpu_suite_knows_its_sections(monkeypatch, tmp_path, capsys):
+    command = ["gpu_suite", "--device", "cpu", "--quick", "--only", "kinds,charts", "--out", str(tmp_path / "s")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "benchmarks" / "gpu_suite.py"), run_name="__main__")
+    assert stop.value.code == 2
+    assert "no section charts" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_kernel_compiles_for_a_gpu_that_is_not_there():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    script = ROOT / "benchmarks" / "compile_kernels.py"
+    done = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 1 + 7, "a heading, and every kernel"

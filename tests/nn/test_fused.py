@@ -62,6 +62,20 @@ def test_every_choice_and_any_grid(grid, choices, low, monkeypatch):
     assert_close(f"{grid} {choices}", definition(operator, x, grid), run(operator, x, grid), 1e-5)
 
 
+@pytest.mark.parametrize("branch", ["mean", "linear"])
+@pytest.mark.parametrize("form", ["full", "core"])
+def test_groups_of_channels_are_put_together(branch, form, monkeypatch):
+    monkeypatch.setenv(fused.VARIABLE, "1")
+    torch.manual_seed(0)
+    operator = trained(inner_dim=48, attention_heads=3, form=form, global_branch=branch).to(DEVICE)
+    assert len(operator.channel_groups(fused.channels_at_once(48, 2, 35), least=16)) == 3
+    layers = None
+    if form == "core":
+        layers = [nn.Linear(16, 48, bias=i == 1).to(DEVICE) for i in range(3)] + [nn.Linear(48, 16).to(DEVICE)]
+    x = torch.randn(2, 35, 16).to(DEVICE)
+    assert_close("groups", definition(operator, x, (5, 7), layers), run(operator, x, (5, 7), layers), 1e-5)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_core_runs_on_the_teachers_projections(batch):
     torch.manual_seed(0)

@@ -71,13 +71,12 @@ def plot_sizes(rows: Sequence[Row], title: str, *paths: Path) -> None:
     """Parameters (left), time (centre) and peak memory (right) against image width."""
     plt = _pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(14, 5), constrained_layout=True)
-    others: dict[str, tuple[str, str, str]] = {}
     for kind in dict.fromkeys(row.kind for row in rows):
         own = [row for row in rows if row.kind == kind and row.timing]
         if not own:
             continue
         x = [row.width for row in own]
-        colour, line, marker = LINES.get(kind) or _varied(kind, others)
+        colour, line, marker = LINES[kind]
         style: dict[str, Any] = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4.5, "label": kind}
         timings = [row.timing for row in own if row.timing]
         spread = [[t.median - t.low for t in timings], [t.high - t.median for t in timings]]
@@ -98,14 +97,6 @@ def plot_sizes(rows: Sequence[Row], title: str, *paths: Path) -> None:
     handles, names = axes[1].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=9)
     _finish(figure, title, paths)
-
-
-def _varied(kind: str, others: dict[str, tuple[str, str, str]]) -> tuple[str, str, str]:
-    """A line for a variant of a kind: the kind's colour, and another pattern and marker for each."""
-    base = kind.split(",")[0]
-    number = sum(other.startswith(base) for other in others)
-    pattern = (":", "--", "-.")[number % 3], "sv^D*PX"[number % 7]
-    return others.setdefault(kind, (LINES[base][0], *pattern))
 
 
 def plot_image(rows: Sequence[ImageRow], title: str, *paths: Path) -> None:

@@ -91,8 +91,8 @@ class Suite:
         table = report.markdown_table(*report.layer_lines(rows))
         return f"{self._figure(name, title, figures.plot_layer, rows)}{table}\n{self._foot(rows)}"
 
-    def sizes(self, widths: Sequence[int], kinds: Sequence[str | Kind], limits: Limits, name: str = "sizes") -> str:
-        """All ``kinds`` by image width, batch 1, with a figure and the crossovers."""
+    def sizes(self, widths: Sequence[int], kinds: Sequence[str | Kind], limits: Limits, *, figure: bool = True) -> str:
+        """All ``kinds`` by image width, batch 1, with a figure, which knows those in ``KINDS``, and the crossovers."""
         rows = measure_sizes(
             lambda width: self.shape(width, 1),
             widths,
@@ -104,7 +104,7 @@ class Suite:
         title = f"one layer by image size, 320 channels, batch 1, {self._dtype_name}, forward"
         crossovers = report.crossover_lines(rows)
         return (
-            self._figure(name, title, figures.plot_sizes, rows)
+            (self._figure("sizes", title, figures.plot_sizes, rows) if figure else "")
             + "Milliseconds, and the best attention's time over this one's:\n\n"
             + report.markdown_table(*report.size_lines(rows))
             + "\nPeak memory beyond input and weights, MiB:\n\n"

@@ -147,7 +147,7 @@ def test_gate(shape):
     ("grid", "heads", "width", "multiple"),
     [((1, 1), 1, 16, 1), ((5, 3), 2, 8, 2), ((17, 11), 2, 10, 1), ((33, 40), 1, 20, 4)],
 )
-@pytest.mark.parametrize("size", [1.0, 30.0])
+@pytest.mark.parametrize("size", [1.0, 100.0])
 def test_linear_attention_equals_twin(grid, heads, width, multiple, size):
     torch.manual_seed(0)
     for dtype, ratio in types(grid):
@@ -163,7 +163,8 @@ def test_linear_attention_equals_twin(grid, heads, width, multiple, size):
         expected = features.reference(*parts, *exact, gain.double(), scale.double())
         got = features.attend_and_gate(q, k, u, y, *maps, gain, scale)
         assert got.dtype == dtype
-        assert_close(f"{dtype}", expected, got, ratio * (1 if size == 1 else 10))
+        # Large logarithms cost float32 digits; float16's products keep theirs, being made in two parts.
+        assert_close(f"{dtype}", expected, got, 10 * ratio if size > 1 and ratio == FULL else ratio)
 
 
 def test_linear_attention_over_many_shares(monkeypatch):
