@@ -8,6 +8,7 @@ from conftest import DEVICE, assert_close
 from test_chunked import definition, trained
 from torch import nn
 
+from sd_hyena.benchmark.memory import peak_of_call
 from sd_hyena.nn import Hyena2D, fused
 from sd_hyena.ops import dispatch
 
@@ -97,6 +98,31 @@ def test_low_memory_keeps_fewer_spectra_and_works_on_fewer_channels(monkeypatch)
         plan = fused.memory_plan(operator, (512, 512), x, at_once, backend)
         assert at_once == 21
         assert plan.channels < 160 if low else plan.channels == 320
+
+
+class Launched:
+    """Stands in for a kernel: takes any launch and computes nothing."""
+
+    def __getitem__(self, grid):
+        return lambda *args, **how: None
+
+
+@pytest.mark.parametrize(("branch", "low", "most"), [("mean", "", 4.4), ("linear", "", 4.9), ("linear", "1", 3.6)])
+def test_memory_of_eight_images_stays_below_attentions(branch, low, most, monkeypatch):
+    """In units of B L D elements, input and kept spectra included: attention takes five."""
+    monkeypatch.setenv(fused.VARIABLE, low)
+    kernels = dispatch.kernels()
+    for module, name in (
+        (kernels.short_gate, "_short_gate"), (kernels.flash, "_flash"),
+        (kernels.features, "_sums"), (kernels.features, "_join"), (kernels.features, "_apply"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, Launched())
+    operator = Hyena2D(320, extent=(16, 16), attention_heads=8, global_branch=branch).eval().half()
+    x = torch.randn(8, 32 * 32, 320).half()
+    run(operator, x, (32, 32))
+    peak, _ = peak_of_call(lambda: run(operator, x, (32, 32)), x.device)
+    units = (x.nbytes + peak + operator.spectra.nbytes()) / x.nbytes
+    assert units <= most, units
 
 
 class Hooked(nn.Linear):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 VARIABLE = "SD_HYENA_LOW_MEMORY"
 PLANES = 512  # fill a large GPU where one program takes a whole plane
 PROJECTED = 2**24  # projected elements that exist at once, beyond what fills the GPU
+SHARE = 3 / 8  # of the channels: what is worked on takes twice the input, all of the layer less than attention
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -86,50 +87,63 @@ def forward(operator: Hyena2D, x: Tensor, size: tuple[int, int], inputs: Sequenc
         workspace: dict[int | str, Tensor] = {}
         y = None
         for channels in groups:
-            weight, bias = _of(weights, channels), None if biases is None else _of(biases, channels)
-            p = weight @ tokens[0] if b == 1 else torch.bmm(weight.expand(b, -1, -1), tokens)
-            mixed = _mix(operator, p.view(b, -1, cells), bias, size, channels, backend, plan, workspace)
-            del p
-            if len(groups) == 1:
-                y = mixed
-            else:
-                y = x.new_empty(b, inner, *size) if y is None else y
-                y[:, channels] = mixed
+            parts = _project_and_gate(operator, tokens, weights, biases, size, channels)
+            if y is None:  # not before the first projections are gone
+                y = x.new_empty(b, inner, *size)
+            spectrum = operator.spectrum(size, 0, channels, plan, workspace, backend)
+            _convolve_and_gate(operator, *parts, backend, spectrum, channels, y[:, channels])
+            del parts  # or they would still be there beside the next ones
         assert y is not None
         return _project_out(out, y.flatten(2))
 
 
-def _mix(
+def _project_and_gate(
     operator: Hyena2D,
-    p: Tensor,
-    offset: Tensor | None,
+    tokens: Tensor,
+    weights: Tensor,
+    biases: Tensor | None,
     size: tuple[int, int],
     channels: slice,
-    backend: dispatch.Backend,
-    plan: Any,
-    workspace: dict[int | str, Tensor],
-) -> Tensor:
-    """Everything between the projections for some channels: p (B, 3 C, h w) -> (B, C, h, w)."""
-    kernels = dispatch.kernels()
-    attends = operator.global_branch == "linear"
-    short = operator.short_filter
-    weight = _of(short.weight.unflatten(0, (3, -1)), channels)[:, 0]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(u, q, k) of some channels, after short filter and first gate, (B, C, h, w) each; k where it is needed later.
+
+    tokens: (B, D, h w).
+    """
+    short, scale = operator.short_filter, operator.gate.weight[1, 0, channels, 0, 0]
+    weight, offset = _of(weights, channels), None if biases is None else _of(biases, channels)
+    b, _, cells = tokens.shape
+    p = weight @ tokens[0] if b == 1 else torch.bmm(weight.expand(b, -1, -1), tokens)
+    taps = _of(short.weight.unflatten(0, (3, -1)), channels)[:, 0]
     bias = _of(short.bias.unflatten(0, (3, -1)), channels)
-    scale = operator.gate.weight[:, 0, channels, 0, 0]
     signal = torch.float32 if p.dtype == torch.float32 else torch.float16  # finer than bfloat16, and what is multiplied
-    u, q, k = kernels.short_gate.short_gate(p, offset, weight, bias, scale[1], size, signal, attends)
-    spectrum = operator.spectrum(size, 0, channels, plan, workspace, backend)
-    radius = operator.filter.radius(size)
-    if attends:
-        y = backend.convolve(u, spectrum, radius).contiguous()
-        width = inner_width(operator)
-        heads = slice(channels.start // width, channels.stop // width)
-        maps = [(m.weight[heads], m.bias[heads]) for m in (operator.features.query, operator.features.key)]
-        gain = operator.gain.weight[0, 0, channels, 0, 0]
-        return kernels.features.attend_and_gate(q, k, u, y, *maps, gain, scale[0])
-    if backend.gated:
-        return backend.convolve(u, spectrum, radius, gate=(q, scale[0]), out_dtype=p.dtype)
-    return kernels.short_gate.gate(backend.convolve(u, spectrum, radius).contiguous(), q, scale[0])
+    keys = operator.global_branch == "linear"
+    return dispatch.kernels().short_gate.short_gate(p.view(b, -1, cells), offset, taps, bias, scale, size, signal, keys)
+
+
+def _convolve_and_gate(
+    operator: Hyena2D,
+    u: Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    backend: dispatch.Backend,
+    spectrum: Tensor,
+    channels: slice,
+    out: Tensor,
+) -> None:
+    """The convolution of u, the global branch and the last gate, into ``out``: (B, C, h, w), all of them."""
+    kernels = dispatch.kernels()
+    radius, scale = operator.filter.radius((u.shape[2], u.shape[3])), operator.gate.weight[0, 0, channels, 0, 0]
+    if k is None and backend.gated:
+        backend.convolve(u, spectrum, radius, gate=(q, scale), out=out)
+        return
+    y = backend.convolve(u, spectrum, radius).contiguous()
+    if k is None:
+        kernels.short_gate.gate(y, q, scale, out)
+        return
+    width = inner_width(operator)
+    heads = slice(channels.start // width, channels.stop // width)
+    maps = [(m.weight[heads], m.bias[heads]) for m in (operator.features.query, operator.features.key)]
+    kernels.features.attend_and_gate(q, k, u, y, *maps, operator.gain.weight[0, 0, channels, 0, 0], scale, out)
 
 
 def inner_width(operator: Hyena2D) -> int:
@@ -155,7 +169,7 @@ def _of(parts: Tensor, channels: slice) -> Tensor:
 def channels_at_once(inner: int, images: int, cells: int) -> int:
     """How many channels are worked on together."""
     least = -(-PLANES // images) if cells <= dispatch.LARGEST_FLASH**2 else 1
-    channels = min(inner, max(least, PROJECTED // (3 * images * cells)))
+    channels = min(inner, max(least, min(PROJECTED // (3 * images * cells), int(SHARE * inner))))
     return min(channels, inner // 8) if low_memory() else channels
 
 

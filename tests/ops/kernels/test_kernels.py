@@ -67,11 +67,12 @@ def test_flash_equals_definition(grid, reach):
         assert torch.equal(got, flash.convolve(u, spectrum, radius)), "not the same twice"
 
 
-def test_flash_takes_bfloat16():
+def test_flash_writes_bfloat16_among_other_channels():
     u, spectrum, radius, expected = convolution((17, 11), 1000, torch.float16)
-    got = flash.convolve(u, spectrum, radius, out_dtype=torch.bfloat16)
-    assert got.dtype == torch.bfloat16
-    assert_close("bfloat16", expected, got, 8e-3)
+    whole = torch.zeros(2, 5, 17, 11, dtype=torch.bfloat16, device=DEVICE)
+    flash.convolve(u, spectrum, radius, out=whole[:, 1:4])
+    assert_close("bfloat16", expected, whole[:, 1:4], 8e-3)
+    assert not whole[:, [0, 4]].any(), "other channels are left alone"
 
 
 @pytest.mark.parametrize("grid", [*GRIDS, *LARGE])
@@ -140,7 +141,10 @@ def test_short_gate_equals_twin(grid, taps, keys):
 @pytest.mark.parametrize("shape", [(1, 5), (7, 300), (3, 1001)])
 def test_gate(shape):
     y, q, scale = randn(2, 3, *shape), randn(2, 3, *shape), randn(3)
-    assert_close("gate", (1 + scale[:, None, None] * q) * y, short_gate.gate(y, q, scale), 1e-6)
+    expected, whole = (1 + scale[:, None, None] * q) * y, randn(2, 5, *shape).zero_()
+    assert_close("gate", expected, short_gate.gate(y, q, scale), 1e-6)
+    assert_close("among others", expected, short_gate.gate(y, q, scale, whole[:, 1:4]), 1e-6)
+    assert not whole[:, [0, 4]].any()
 
 
 @pytest.mark.parametrize(
@@ -163,6 +167,10 @@ def test_linear_attention_equals_twin(grid, heads, width, multiple, size):
         expected = features.reference(*parts, *exact, gain.double(), scale.double())
         got = features.attend_and_gate(q, k, u, y, *maps, gain, scale)
         assert got.dtype == dtype
+        whole = randn(2, c + 2, *grid, dtype=dtype).zero_()
+        features.attend_and_gate(q, k, u, y, *maps, gain, scale, whole[:, 1:-1])
+        assert torch.equal(whole[:, 1:-1], got), "among other channels"
+        assert not whole[:, [0, -1]].any()
         # Large logarithms cost float32 digits; float16's products keep theirs, being made in two parts.
         assert_close(f"{dtype}", expected, got, 10 * ratio if size > 1 and ratio == FULL else ratio)
 

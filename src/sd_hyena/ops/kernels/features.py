@@ -100,7 +100,7 @@ def _join(best_ptr, total_ptr, state_ptr, logs_ptr, mean_ptr, SPLITS: tl.constex
 @triton.jit
 def _apply(
     q_ptr, y_ptr, weight_ptr, bias_ptr, logs_ptr, mean_ptr, gain_ptr, scale_ptr, out_ptr,
-    channels, cells, width, features,
+    channels, cells, width, features, out_stride,
     D: tl.constexpr, E: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """``(1 + scale q) (y + gain attention(q))`` for a tile of one head's tokens."""
@@ -135,18 +135,20 @@ def _apply(
     scale = tl.load(scale_ptr + channel, mask=d < width, other=0).to(tl.float32)
     y = tl.load(y_ptr + where, mask=inside, other=0).to(tl.float32) + gain[:, None] * attended
     y *= 1 + scale[:, None] * q.to(tl.float32)
+    where = image * out_stride + channel[:, None].to(tl.int64) * cells + at[None, :]
     tl.store(out_ptr + where, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def attend_and_gate(
     q: Tensor, k: Tensor, u: Tensor, y: Tensor, query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor],
-    gain: Tensor, scale: Tensor,
+    gain: Tensor, scale: Tensor, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """``(1 + scale q) (y + gain attention(q, k, u))``.
+    """``(1 + scale q) (y + gain attention(q, k, u))``, into ``out``, whose planes of one image are contiguous, if it
+    is given.
 
-    q, k, u, y: (B, C, h, w), contiguous, of C / width whole heads; query, key: weights (heads, features, width)
-    and biases (heads, features, 1) of the feature maps; gain, scale: (C,). Multiplies in u's type. Returns
-    (B, C, h, w) in q's type. The twin is :func:`reference`.
+    q, k, u, y, out: (B, C, h, w), all but ``out`` contiguous, of C / width whole heads; query, key: weights (heads,
+    features, width) and biases (heads, features, 1) of the feature maps; gain, scale: (C,). Multiplies in u's type.
+    Returns ``out``, or a new one in q's type. The twin is :func:`reference`.
     """
     (b, c, h, w), (heads, features, width) = q.shape, query[0].shape
     cells, device = h * w, q.device
@@ -164,9 +166,23 @@ def attend_and_gate(
     logs = torch.empty(b, heads, sizes["E"], device=device)
     mean = torch.empty(b, heads, sizes["E"], sizes["D"], device=device)
     _join[(b * heads,)](best, total, state, logs, mean, SPLITS=splits, **sizes)
-    out = torch.empty_like(q)
+    out = torch.empty_like(q) if out is None else out
     _apply[lambda meta: (triton.cdiv(cells, meta["TOKENS"]), heads, b)](
-        q, y, wq, bq, logs, mean, gain.contiguous(), scale.contiguous(), out, c, cells, width, features, **how
+        q,
+        y,
+        wq,
+        bq,
+        logs,
+        mean,
+        gain.contiguous(),
+        scale.contiguous(),
+        out,
+        c,
+        cells,
+        width,
+        features,
+        out.stride(0),
+        **how,
     )
     return out
 

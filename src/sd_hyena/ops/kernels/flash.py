@@ -29,7 +29,7 @@ LARGEST = 128  # cells a side: beyond, a plane's tiles do not fit into a multipr
 @triton.jit
 def _flash(
     u_ptr, k_ptr, q_ptr, scale_ptr, y_ptr, rows_ptr, cosine_ptr, sine_ptr, twiddle_ptr,
-    images, channels, h, w, quarter: tl.constexpr, half: tl.constexpr, k_stride,
+    images, channels, h, w, quarter: tl.constexpr, half: tl.constexpr, k_stride, y_stride,
     T: tl.constexpr, W: tl.constexpr, GATE: tl.constexpr, F: tl.constexpr, QB: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -75,8 +75,9 @@ def _flash(
         y_even *= 1 + factor * tl.load(q_ptr + plane + even_at, mask=even_in, other=0).to(tl.float32)
         y_odd *= 1 + factor * tl.load(q_ptr + plane + odd_at, mask=odd_in, other=0).to(tl.float32)
     kind = y_ptr.dtype.element_ty
-    tl.store(y_ptr + plane + even_at, y_even.to(kind), mask=even_in)
-    tl.store(y_ptr + plane + odd_at, y_odd.to(kind), mask=odd_in)
+    y_ptr += image.to(tl.int64) * y_stride + channel * h * w
+    tl.store(y_ptr + even_at, y_even.to(kind), mask=even_in)
+    tl.store(y_ptr + odd_at, y_odd.to(kind), mask=odd_in)
 
 
 def convolve(
@@ -84,22 +85,23 @@ def convolve(
     spectrum: Tensor,
     radius: tuple[int, int],
     gate: tuple[Tensor, Tensor] | None = None,
-    out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``K ** u``, times ``1 + scale q`` if ``gate`` = (q, scale) is given.
 
     u: (B, D, h, w), contiguous, h, w <= ``LARGEST``; spectrum: from :func:`sd_hyena.ops.gemm_conv.kernel_spectrum`
-    in float16; q: like u; scale: (D,). Multiplies in the spectrum's type. Returns (B, D, h, w) in ``out_dtype``,
-    u's unless given. The twin is :func:`sd_hyena.ops.gemm_conv.convolve`.
+    in float16; q: like u; scale: (D,); out: where the result goes, (B, D, h, w) of any type, its planes of one image
+    contiguous. Multiplies in the spectrum's type. Returns ``out``, or a new one in u's type. The twin is
+    :func:`sd_hyena.ops.gemm_conv.convolve`.
     """
     b, d, h, w = u.shape
     size = lengths((h, w), radius)
     constants = matrices((h, w), size, spectrum.dtype, u.device)
-    y = torch.empty(b, d, h, w, dtype=out_dtype or u.dtype, device=u.device)
+    y = torch.empty_like(u) if out is None else out
     q, scale = (u, u) if gate is None else gate
     _flash[(b * d,)](
         u, spectrum, q, scale, y, constants.rows, constants.cosines, constants.sines, constants.twiddle,
-        b, d, h, w, size.quarter, size.half, spectrum.stride(0),
+        b, d, h, w, size.quarter, size.half, spectrum.stride(0), y.stride(0),
         T=power_of_two(-(-h // 2)), W=power_of_two(w), GATE=gate is not None,
         DOT=TYPES[spectrum.dtype], PRECISION="ieee" if spectrum.dtype == torch.float32 else "tf32",
     )  # fmt: skip

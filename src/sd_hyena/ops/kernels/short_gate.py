@@ -104,7 +104,7 @@ def reference(
 
 @autotune([{"BLOCK": 1024, "num_warps": 4}, {"BLOCK": 4096, "num_warps": 8}], key=["cells"])
 @triton.jit
-def _gate(y_ptr, q_ptr, scale_ptr, out_ptr, channels, cells, BLOCK: tl.constexpr):
+def _gate(y_ptr, q_ptr, scale_ptr, out_ptr, channels, cells, out_stride, BLOCK: tl.constexpr):
     plane = tl.program_id(1)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < cells
@@ -112,12 +112,18 @@ def _gate(y_ptr, q_ptr, scale_ptr, out_ptr, channels, cells, BLOCK: tl.constexpr
     scale = tl.load(scale_ptr + plane % channels).to(tl.float32)
     q = tl.load(q_ptr + where, mask=inside, other=0).to(tl.float32)
     y = tl.load(y_ptr + where, mask=inside, other=0).to(tl.float32) * (1 + scale * q)
-    tl.store(out_ptr + where, y.to(out_ptr.dtype.element_ty), mask=inside)
+    out_ptr += (plane // channels).to(tl.int64) * out_stride + (plane % channels) * cells
+    tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def gate(y: Tensor, q: Tensor, scale: Tensor) -> Tensor:
-    """``(1 + scale q) y``. y, q: (B, C, h, w), contiguous; scale: (C,). Returns q's type."""
+def gate(y: Tensor, q: Tensor, scale: Tensor, out: Tensor | None = None) -> Tensor:
+    """``(1 + scale q) y``, into ``out``, whose planes of one image are contiguous, if it is given.
+
+    y, q, out: (B, C, h, w), y and q contiguous; scale: (C,). Returns ``out``, or a new one in q's type.
+    """
     b, c, h, w = q.shape
-    out = torch.empty_like(q)
-    _gate[lambda meta: (triton.cdiv(h * w, meta["BLOCK"]), b * c)](y, q, scale.contiguous(), out, c, h * w)
+    out = torch.empty_like(q) if out is None else out
+    _gate[lambda meta: (triton.cdiv(h * w, meta["BLOCK"]), b * c)](
+        y, q, scale.contiguous(), out, c, h * w, out.stride(0)
+    )
     return out
