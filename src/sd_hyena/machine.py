@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-LIBRARIES = ("diffusers", "torchmetrics", "xformers", "tomesd", "triton")
+LIBRARIES = ("diffusers", "torchmetrics", "xformers", "flash-attn", "tomesd", "triton")
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Every kind is held to its definition at the very shape timed, and a broken kernel is caught."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,6 +44,19 @@ def test_bfloat16_passes(kind):
     assert check(kind, shape(dtype=torch.bfloat16), backward=True) < 5e-2
 
 
+@pytest.mark.parametrize(("package", "normaliser"), [("flash_attn", False), ("flash_attn_interface", True)])
+def test_flash_attention_is_called_as_its_packages_ask(package, normaliser, monkeypatch):
+    """Tokens before heads; version 3 may return the normaliser too."""
+
+    def flash_attn_func(q, k, v):
+        y = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+        return (y, None) if normaliser else y
+
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
+    monkeypatch.setitem(sys.modules, package, SimpleNamespace(flash_attn_func=flash_attn_func))
+    assert check("flash-attn", shape()) < 1e-5
+
+
 def scaled(function):
     return lambda *args, **kwargs: function(*args, **kwargs) * 1.01
 
@@ -48,6 +64,7 @@ def scaled(function):
 BREAKERS = {
     "naive": (kinds, "softmax_attention"),
     "xformers": (kinds, "_xformers"),
+    "flash-attn": (kinds, "_flash_attn"),
     "linear": (linear, "linear_attention"),
     "hyena-causal": (fft, "causal_conv1d"),
     "projections": (kinds.Projections, "forward"),

@@ -19,6 +19,7 @@ LINES = {
     "sdp-cudnn": ("#d0603f", "-", "s"),
     "sdp-efficient": ("#e08a6d", "-", "^"),
     "xformers": ("#f0b39c", "-", "D"),
+    "flash-attn": ("#7a1f5c", "-", "P"),
     "tomesd": ("#8c6a15", "--", "v"),
     "hypertile": ("#c9962b", "--", "^"),
     "linear": ("#d9b65c", "--", "D"),

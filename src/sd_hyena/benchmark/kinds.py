@@ -201,6 +201,16 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return memory_efficient_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
 
 
+def _flash_attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """FlashAttention's own package: version 3 where it is installed, else 2."""
+    try:
+        from flash_attn_interface import flash_attn_func
+    except ImportError:
+        from flash_attn import flash_attn_func
+    y = flash_attn_func(*(t.transpose(1, 2) for t in (q, k, v)))
+    return (y[0] if isinstance(y, tuple) else y).transpose(1, 2)  # some versions return the normaliser too
+
+
 def _linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return linear.linear_attention(*(t.transpose(-1, -2) for t in (q, k, v))).transpose(-1, -2)
 
@@ -270,6 +280,7 @@ KINDS = {
         _attention("sdp-math", _sdp(SDPBackend.MATH), matrices=3),
         *(_attention(name, _sdp(backend)) for name, backend in _BACKENDS.items()),
         _attention("xformers", _xformers),
+        _attention("flash-attn", _flash_attn),
         Kind("tomesd", "peer", lambda shape: MergedAttention(shape, F.scaled_dot_product_attention),
              lambda shape: shape.squares(0.4), 2),
         Kind("hypertile", "peer", lambda shape: TiledAttention(shape, F.scaled_dot_product_attention)),

@@ -18,6 +18,7 @@ ALL_KINDS = (
     "sdp-cudnn",
     "sdp-efficient",
     "xformers",
+    "flash-attn",
     "tomesd",
     "hypertile",
     "linear",
@@ -26,11 +27,11 @@ ALL_KINDS = (
     "projections",
 )
 GROUPS = {
-    "attention": ALL_KINDS[:6],
+    "attention": ALL_KINDS[:7],
     "sdp": ALL_KINDS[1:5],
-    "peers": ALL_KINDS[6:9],
-    "hyena": ALL_KINDS[9:-1],
-    "hyena2d": ALL_KINDS[10:-1],
+    "peers": ALL_KINDS[7:10],
+    "hyena": ALL_KINDS[10:-1],
+    "hyena2d": ALL_KINDS[11:-1],
     "all": ALL_KINDS,
 }
 ARCHITECTURES = ("sd15", "sd21", "sdxl")
