@@ -181,7 +181,7 @@ def kernel_tests(suite: Suite, quick: bool) -> str:
 
 
 def definitions(suite: Suite, plan: Plan, dtypes: list[torch.dtype]) -> str:
-    with variants.environment({"SD_HYENA_TUNE": "0"}):
+    with variants.variables_set({"SD_HYENA_TUNE": "0"}):
         return suite.correctness(list(KINDS), plan.grids, dtypes)
 
 

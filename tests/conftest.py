@@ -14,6 +14,8 @@ if DEVICE == "cpu":
 import pytest  # noqa: E402 - torch and triton read the environment when imported
 import torch  # noqa: E402
 
+torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory):

@@ -45,7 +45,8 @@ def free_memory(device: torch.device) -> int:
 def settle(device: str) -> None:
     """Before anything is measured: events and statistics refer to this GPU, and float32 means float32."""
     if torch.device(device).type == "cuda":
-        torch.cuda.set_device(device)
+        if torch.device(device).index is not None:
+            torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
 

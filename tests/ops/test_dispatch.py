@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sd_hyena.ops import dispatch
+from sd_hyena.errors import UsageError
+from sd_hyena.ops import dispatch, environment
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 DOCS = Path(__file__).parents[2] / "docs" / "kernels.md"
@@ -25,7 +26,9 @@ def _fresh(monkeypatch):
 def compiled(monkeypatch):
     """As on a machine where kernels run on the GPU."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    monkeypatch.setattr(dispatch.kernels().launch, "runnable", lambda device: device.type == "cuda")
+    monkeypatch.setattr(
+        dispatch.kernels().launch, "refuses", lambda device: "" if device.type == "cuda" else "not on a CPU"
+    )
 
 
 def case(device=CUDA, dtype=torch.float16, grid=(64, 64), radius=None, mean=False):
@@ -59,15 +62,19 @@ def test_without_triton_matrix_products(monkeypatch):
 
 
 def test_a_name_in_the_environment_wins_and_what_it_cannot_take_is_said(compiled, monkeypatch, caplog):
-    monkeypatch.setenv(dispatch.VARIABLE, "columns")
+    monkeypatch.setenv(environment.KERNEL, "columns")
     with caplog.at_level(logging.INFO):
         assert dispatch.choose(case()).name == "columns"
         assert dispatch.choose(case(dtype=torch.float32)).name == "fft"
     assert "by columns, as SD_HYENA_KERNEL asks" in caplog.text
     assert "SD_HYENA_KERNEL=columns is passed over: multiplies in float16: not for float32" in caplog.text
-    monkeypatch.setenv(dispatch.VARIABLE, "cufft")
-    with pytest.raises(ValueError, match="must be one of flash, columns, gemm, fft, got 'cufft'"):
+    monkeypatch.setenv(environment.KERNEL, "cufft")
+    with pytest.raises(UsageError, match="must be one of flash, columns, gemm, fft, got 'cufft'"):
         dispatch.choose(case())
+
+
+def test_the_names_that_can_be_asked_for_are_those_there_are():
+    assert tuple(backend.name for backend in dispatch.BACKENDS) == environment.KERNELS
 
 
 def test_a_choice_is_logged_once_and_not_on_a_cpu(compiled, caplog):
@@ -82,3 +89,16 @@ def test_a_choice_is_logged_once_and_not_on_a_cpu(compiled, caplog):
 
 def test_the_documented_table_is_the_code(compiled):
     assert "\n".join(dispatch.table()) in DOCS.read_text()
+
+
+@pytest.mark.parametrize(("capability", "reason"), [((8, 0), ""), ((9, 0), ""), ((7, 5), "compute capability 7.5")])
+def test_gpus_older_than_the_kernels_are_refused(capability, reason, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    launch = dispatch.kernels().launch
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    launch.refuses.cache_clear()
+    said = launch.refuses(CUDA)
+    launch.refuses.cache_clear()
+    assert reason in said
+    assert bool(said) == bool(reason)

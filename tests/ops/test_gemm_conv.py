@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import assert_close
+from conftest import DEVICE, assert_close
 
 from sd_hyena.ops import gemm_conv, naive
 
@@ -23,11 +23,12 @@ def problem(grid, reach, dtype=torch.float32):
 def test_equals_definition(grid, reach, dtype, ratio):
     u, k, bias, gain, radius = problem(grid, reach)
     gain = gain if radius == (grid[0] - 1, grid[1] - 1) else None
-    u = u.to(dtype)
+    u, k, bias = u.to(DEVICE, dtype), k.to(DEVICE), bias.to(DEVICE)
+    gain = None if gain is None else gain.to(DEVICE)
     wide = torch.promote_types(dtype, torch.float32)
     spectrum = gemm_conv.kernel_spectrum(k.to(wide), k.shape, grid, bias, gain, dtype=dtype)
     got = gemm_conv.convolve(u, spectrum, radius)
-    zero = torch.zeros(3).double()
+    zero = torch.zeros(3, device=DEVICE).double()
     expected = naive.long_conv2d(u.double(), k.double(), bias.double(), zero if gain is None else gain.double())
     assert got.dtype == dtype
     assert_close(f"{grid} {reach} {dtype}", expected, got.double(), ratio)

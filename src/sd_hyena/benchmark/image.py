@@ -235,10 +235,6 @@ def _expected(layer: Any, x: Tensor, tokens: Tensor) -> Tensor | None:
     return references.attention(x, projections, layer.heads, tokens)
 
 
-def _linear_of(to_out: Any) -> nn.Module:
-    return to_out[0] if isinstance(to_out, nn.ModuleList) else to_out
-
-
 class _Run:
     """Times of one generation: every self-attention layer, every UNet call, and all of it."""
 

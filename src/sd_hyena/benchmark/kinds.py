@@ -176,6 +176,10 @@ class Hyena(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         return self.operator(x, size, self._given()) if self._given() else self.operator(x, size)
 
+    def kept_bytes(self) -> int:
+        """What is kept between calls, beside the weights."""
+        return self.operator.spectra.nbytes() if hasattr(self.operator, "spectra") else 0
+
     def expected(self, x: Tensor, size: tuple[int, int], tokens: Tensor) -> Tensor:
         if self.operator.config.operator == "causal":
             return references.causal(self.operator, x, tokens)

@@ -133,11 +133,12 @@ def measure(
 @contextmanager
 def _unlimited_keeping() -> Iterator[None]:
     """Each layer keeps what it would if it were alone, though many are measured side by side."""
-    before, spectrum_cache.LIMIT = spectrum_cache.LIMIT, 2**62
+    before = spectrum_cache.LIMIT, spectrum_cache.SHARE
+    spectrum_cache.LIMIT, spectrum_cache.SHARE = 2**62, 2.0**20
     try:
         yield
     finally:
-        spectrum_cache.LIMIT = before
+        spectrum_cache.LIMIT, spectrum_cache.SHARE = before
 
 
 def check(kind: str, shape: Shape, *, backward: bool = False) -> float:
@@ -227,8 +228,7 @@ def _prepare(kind: Kind, row: Row, shape: Shape, x: Tensor, limits: Limits) -> _
     first_ms = stopwatch(shape.device)(run_and_check)
     if first_ms <= 1000 * limits.single_seconds:  # as it is from the second call on, with what was kept
         run_and_check()
-    spectra = getattr(getattr(layer, "operator", None), "spectra", None)
-    row.peak_bytes = (row.peak_bytes or 0) + (spectra.nbytes() if spectra is not None else 0)
+    row.peak_bytes = (row.peak_bytes or 0) + (layer.kept_bytes() if hasattr(layer, "kept_bytes") else 0)
     row.parameters = sum(p.numel() for p in layer.parameters())
     row.weight_bytes = sum(p.numel() * p.element_size() for p in layer.parameters())
     row.input_bytes = x.numel() * x.element_size()

@@ -86,7 +86,7 @@ def parts(
     yield Part("projection in", 4 * unit * size, 6 * unit * dim, several(project_in))
     yield Part("projection out", 2 * unit * size, 2 * unit * dim, several(project_out))
     kernels = dispatch.kernels()
-    if kernels is not None and kernels.launch.runnable(device):
+    if kernels is not None and not kernels.launch.refuses(device):
         yield from _kernel_parts(operator, unit, size, signal, several)
     yield from _convolutions(operator, grid, batch, dtype, device, signal, several)
 

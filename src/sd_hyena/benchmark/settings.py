@@ -145,7 +145,7 @@ class ImageSettings(_Common):
     )
     target: str = option("", "layers to replace; with random weights, by untrained Hyena layers", short="-t")
     form: str = option("full", "of those untrained layers", choices=("full", "core"))
-    global_branch: str = option("mean", "of those untrained layers", choices=("none", "mean", "linear"))
+    global_branch: str = option("linear", "of those untrained layers", choices=("none", "mean", "linear"))
     scaling: str = option(
         "file", "how filters grow to larger images; file: as trained", choices=("file", "extend", "stretch")
     )

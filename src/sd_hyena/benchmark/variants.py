@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn import fused
-from ..ops import dispatch
+from ..ops import dispatch, environment
 from ..ops.fft import fast_length
 from .kinds import KINDS, Hyena, Kind, Shape
 
@@ -25,10 +24,9 @@ class Wrapped(nn.Module):
         super().__init__()
         self.layer = layer
 
-    @property
-    def operator(self) -> Any:
-        """The Hyena operator inside, or None."""
-        return getattr(self.layer, "operator", None)
+    def kept_bytes(self) -> int:
+        """What is kept between calls, beside the weights."""
+        return self.layer.kept_bytes() if hasattr(self.layer, "kept_bytes") else 0
 
     def expected(self, *args: Any) -> Tensor:
         return self.layer.expected(*args)
@@ -42,7 +40,7 @@ class Under(Wrapped):
         self.variables = dict(variables)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        with environment(self.variables):
+        with variables_set(self.variables):
             return self.layer(x, size)
 
 
@@ -56,6 +54,10 @@ class Graphed(Wrapped):
         self.graph.replay()
         return self.y
 
+    def kept_bytes(self) -> int:
+        """With what the graph's memory holds while it runs, which no later allocation shows."""
+        return super().kept_bytes() + self.pool_bytes
+
     def _capture(self, x: Tensor, size: tuple[int, int]) -> None:
         self.x = x.clone()
         aside = torch.cuda.Stream(x.device)
@@ -64,10 +66,13 @@ class Graphed(Wrapped):
             for _ in range(3):  # tunes, and keeps what is kept between calls
                 self.layer(self.x, size)
         torch.cuda.current_stream(x.device).wait_stream(aside)
+        torch.cuda.synchronize(x.device)
+        before = torch.cuda.memory_allocated(x.device)
+        torch.cuda.reset_peak_memory_stats(x.device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self.y = self.layer(self.x, size)
-        self.graph = graph
+        self.graph, self.pool_bytes = graph, torch.cuda.max_memory_allocated(x.device) - before
 
 
 class PlainFFT(Wrapped):
@@ -77,14 +82,17 @@ class PlainFFT(Wrapped):
     layer: Hyena
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        operator = self.operator
+        operator = self.layer.operator
         parts = operator.short_filter(operator.in_proj(x).transpose(1, 2).unflatten(2, size)).chunk(3, dim=1)
         mixed = operator.gate_and_convolve(parts, slice(0, operator.inner_dim), self._convolve)
         return operator.out_proj(mixed.flatten(2).transpose(1, 2))
 
+    def kept_bytes(self) -> int:
+        return self.spectrum.nbytes if hasattr(self, "spectrum") else 0
+
     def _convolve(self, v: Tensor, index: int, channels: slice) -> Tensor:
         h, w = v.shape[2:]
-        ry, rx = self.operator.filter.radius((h, w))
+        ry, rx = self.layer.operator.filter.radius((h, w))
         shape = [fast_length(h + ry), fast_length(w + rx)]
         spectrum = getattr(self, "spectrum", None)
         if spectrum is None or spectrum.shape[1] != shape[0]:
@@ -93,9 +101,9 @@ class PlainFFT(Wrapped):
         return y[..., ry : ry + h, rx : rx + w].to(v.dtype)
 
     def _transformed(self, size: tuple[int, int], shape: list[int], radius: tuple[int, int]) -> Tensor:
-        everything = slice(0, self.operator.inner_dim)
-        k = self.operator.kernels(size, 0, everything, self.operator.filter.hidden(size)).float()
-        bias, gain = (t.float() for t in self.operator.shortcuts(0, everything))
+        everything = slice(0, self.layer.operator.inner_dim)
+        k = self.layer.operator.kernels(size, 0, everything, self.layer.operator.filter.hidden(size)).float()
+        bias, gain = (t.float() for t in self.layer.operator.shortcuts(0, everything))
         k[:, radius[0], radius[1]] += bias
         spectrum = torch.fft.rfft2(k, s=shape)
         spectrum[:, 0, 0] += gain * (shape[0] * shape[1] / (size[0] * size[1]))  # the mean over the grid
@@ -103,7 +111,7 @@ class PlainFFT(Wrapped):
 
 
 @contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
+def variables_set(variables: Mapping[str, str]) -> Iterator[None]:
     """Within, these variables have these values."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -128,7 +136,7 @@ def by_backend(kind: str, backend: dispatch.Backend) -> Kind:
             dispatch.Case(shape.device, shape.dtype, shape.size, radius, operator.global_branch == "mean")
         )
 
-    how = {dispatch.VARIABLE: backend.name}
+    how = {environment.KERNEL: backend.name}
     return replace(
         base, name=f"{kind}, {backend.name}", build=lambda shape: Under(base.build(shape), how), refuses=refuses
     )
@@ -136,7 +144,7 @@ def by_backend(kind: str, backend: dispatch.Backend) -> Kind:
 
 def low_memory(kind: str) -> Kind:
     """A Hyena kind with ``SD_HYENA_LOW_MEMORY=1``."""
-    base, how = KINDS[kind], {fused.VARIABLE: "1"}
+    base, how = KINDS[kind], {environment.LOW_MEMORY: "1"}
     return replace(
         base,
         name=f"{kind}, low memory",

@@ -9,6 +9,7 @@ import sys
 
 from .. import __version__
 from ..errors import SdHyenaError, UsageError
+from ..ops import environment
 from ..settings import canonical_flags
 
 COMMANDS = {
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="sd-hyena: %(message)s")
     logging.getLogger("sd_hyena").setLevel(logging.INFO)
     try:
+        environment.kernel()
         return run(args)
     except KeyboardInterrupt:
         return 130

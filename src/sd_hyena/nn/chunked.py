@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import linear, long_conv
+from ..ops import long_conv
+from .projections import Projection, apply, input_projection, is_plain, wants_gradient
 
 if TYPE_CHECKING:
     from .hyena2d import Hyena2D
@@ -27,45 +28,18 @@ TRANSFORMS = 2**22  # bytes that the transforms of a few planes take
 BLOCK = 2**12  # tokens whose output projection is computed at once
 
 
-def suits(operator: Hyena2D, x: Tensor, projections: Sequence[Callable[[Tensor], Tensor]]) -> bool:
+def suits(operator: Hyena2D, x: Tensor, projections: Sequence[Projection]) -> bool:
     """Whether this path can take the call: no gradient is wanted, and it is the CPU's to do."""
     plain = is_plain(operator.short_filter, nn.Conv2d) and not torch.is_autocast_enabled("cpu")
     return x.device.type == "cpu" and plain and not wants_gradient(operator, x, projections)
-
-
-def wants_gradient(operator: Hyena2D, x: Tensor, projections: Sequence[Callable[[Tensor], Tensor]]) -> bool:
-    """Whether a gradient of this call may be asked for."""
-    if not torch.is_grad_enabled():
-        return False
-    if x.requires_grad or not all(isinstance(layer, nn.Module) for layer in projections):
-        return True  # a function may hold parameters that want a gradient
-    modules: tuple[Any, ...] = (operator, *projections)
-    return any(p.requires_grad for module in modules for p in module.parameters())
-
-
-def is_plain(layer: Any, kind: type[nn.Module]) -> bool:
-    """Whether calling ``layer`` does what ``kind`` does and nothing else: no subclass, hook or wrapped forward."""
-    return (
-        type(layer) is kind
-        and "forward" not in vars(layer)
-        and type(layer.weight) in (Tensor, nn.Parameter)
-        and not any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks))
-    )
-
-
-def apply(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``layer(x)``, by :func:`sd_hyena.ops.linear.project` if it is a plain ``nn.Linear``."""
-    if is_plain(layer, nn.Linear):
-        return linear.project(x, layer.weight, layer.bias)  # type: ignore[attr-defined]
-    return layer(x)
 
 
 def forward(
     operator: Hyena2D,
     x: Tensor,
     size: tuple[int, int],
-    inputs: Sequence[Callable[[Tensor], Tensor]],
-    out: Callable[[Tensor], Tensor],
+    inputs: Sequence[Projection],
+    out: Projection,
 ) -> Tensor:
     """As :meth:`Hyena2D.forward`, without gradients, by the given projections.
 
@@ -91,39 +65,6 @@ def forward(
                 some = slice(first, first + images)
                 _mix(operator, short, spectra, channels, partial(project, some, channels), y[some])
         return _project_out(out, y.view(b, cells, -1), x.shape[-1])
-
-
-def input_projection(
-    layers: Sequence[Callable[[Tensor], Tensor]], x: Tensor, inner: int
-) -> Callable[[slice, slice, slice], Tensor]:
-    """A function (images, channels, rows) -> (B, rows, w, (N + 1) C), computed when asked for if the layers
-    are plain, or cut from the whole otherwise. x: (B, h, w, D)."""
-    if all(is_plain(layer, nn.Linear) for layer in layers):
-        pieces = [_pieces(layer, inner) for layer in layers]
-        weights, biases = ([piece for layer in kind for piece in layer] for kind in zip(*pieces, strict=True))
-        biased = any(bias is not None for bias in biases)
-
-        def part(images: slice, channels: slice, rows: slice) -> Tensor:
-            if len(layers) == 1 and channels == slice(0, inner):
-                return linear.project(x[images, rows], layers[0].weight, layers[0].bias)  # type: ignore[attr-defined]
-            weight = torch.cat([w[channels] for w in weights])
-            nothing = weight.new_zeros(channels.stop - channels.start)
-            bias = torch.cat([nothing if b is None else b[channels] for b in biases]) if biased else None
-            return linear.project(x[images, rows], weight, bias)
-    else:
-        h, w = x.shape[1:3]
-        whole = [p for layer in layers for p in layer(x.flatten(1, 2)).unflatten(1, (h, w)).split(inner, dim=-1)]
-
-        def part(images: slice, channels: slice, rows: slice) -> Tensor:
-            return torch.cat([p[images, rows, :, channels] for p in whole], dim=-1)
-
-    return part
-
-
-def _pieces(layer: Any, inner: int) -> tuple[list[Tensor], list[Tensor | None]]:
-    """A linear layer's weight and bias, cut into parts of ``inner`` rows."""
-    weights = list(layer.weight.split(inner))
-    return weights, [None] * len(weights) if layer.bias is None else list(layer.bias.split(inner))
 
 
 class _ShortFilter:
@@ -207,7 +148,7 @@ def _gated(
     return parts
 
 
-def _project_out(layer: Callable[[Tensor], Tensor], y: Tensor, dim: int) -> Tensor:
+def _project_out(layer: Projection, y: Tensor, dim: int) -> Tensor:
     """The output projection, (B, L, inner) -> (B, L, dim), written over ``y`` block by block where it fits."""
     if not is_plain(layer, nn.Linear) or y.shape[-1] != dim:
         return apply(layer, y)

@@ -8,41 +8,33 @@ are worked on at a time, so the (N + 1) D wide tensor never exists whole where m
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import dispatch
-from . import chunked
+from ..ops import dispatch, environment
+from .projections import Projection, is_plain, wants_gradient
 
 if TYPE_CHECKING:
     from .hyena2d import Hyena2D
 
-VARIABLE = "SD_HYENA_LOW_MEMORY"
 PLANES = 512  # fill a large GPU where one program takes a whole plane
 PROJECTED = 2**24  # projected elements that exist at once, beyond what fills the GPU
 SHARE = 3 / 8  # of the channels: what is worked on takes twice the input, all of the layer less than attention
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def low_memory() -> bool:
-    """Whether the environment asks for less memory at the price of speed: fewer channels at a time, and only
-    spectra kept that leave a layer below attention's memory."""
-    return os.environ.get(VARIABLE, "") not in ("", "0")
-
-
-def suits(operator: Hyena2D, x: Tensor, projections: Sequence[Callable[[Tensor], Tensor]]) -> bool:
+def suits(operator: Hyena2D, x: Tensor, projections: Sequence[Projection]) -> bool:
     """Whether this path takes the call. On a CPU it does only where a kernel is asked for by name and Triton
     interprets; what keeps a layer from it elsewhere is logged once."""
-    if x.device.type == "cpu" and dispatch.asked() in ("", dispatch.FFT.name):
+    if x.device.type == "cpu" and environment.kernel() in ("", dispatch.FFT.name):
         return False
     kernels = dispatch.kernels()
-    if kernels is None or not kernels.launch.runnable(x.device):
+    if kernels is None or kernels.launch.refuses(x.device):
         return False
-    if chunked.wants_gradient(operator, x, projections):
+    if wants_gradient(operator, x, projections):
         return False
     reason = refuses(operator, x, projections)
     if reason:
@@ -50,19 +42,21 @@ def suits(operator: Hyena2D, x: Tensor, projections: Sequence[Callable[[Tensor],
     return not reason
 
 
-def refuses(operator: Hyena2D, x: Tensor, projections: Sequence[Callable[[Tensor], Tensor]]) -> str:
+def refuses(operator: Hyena2D, x: Tensor, projections: Sequence[Projection]) -> str:
     """What about this layer or call the kernels cannot take, or ""."""
     if torch.is_autocast_enabled(x.device.type):
         return "autocast is on"
     if x.dtype not in TYPES:
         return f"{x.dtype}"
+    if x.dtype == torch.float32 and operator.global_branch == "linear" and x.device.type == "cuda":
+        return "its linear attention is in float32, which tensor cores have no products for"
     if operator.order != 2:
         return f"its order is {operator.order}"
     if operator.global_branch == "linear" and operator.features.kind != "exp":
         return f"its feature map is {operator.features.kind}"
-    if not chunked.is_plain(operator.short_filter, nn.Conv2d):
+    if not is_plain(operator.short_filter, nn.Conv2d):
         return "its short filter does more than its weights say"
-    if not all(chunked.is_plain(layer, nn.Linear) for layer in projections):
+    if not all(is_plain(layer, nn.Linear) for layer in projections):
         return "its projections do more than their weights say"
     if any(p.dtype != x.dtype for layer in projections for p in layer.parameters()):  # type: ignore[attr-defined]
         return "its projections are of another type than its input"
@@ -170,12 +164,12 @@ def channels_at_once(inner: int, images: int, cells: int) -> int:
     """How many channels are worked on together."""
     least = -(-PLANES // images) if cells <= dispatch.LARGEST_FLASH**2 else 1
     channels = min(inner, max(least, min(PROJECTED // (3 * images * cells), int(SHARE * inner))))
-    return min(channels, inner // 8) if low_memory() else channels
+    return min(channels, inner // 8) if environment.low_memory() else channels
 
 
 def memory_plan(operator: Hyena2D, size: tuple[int, int], x: Tensor, channels: int, backend: dispatch.Backend) -> Any:
     """All spectra are kept, or with low memory those that fit below attention's memory."""
-    if low_memory():
+    if environment.low_memory():
         working = 6 * x.element_size() * len(x) * size[0] * size[1] * channels
         return operator.plan_memory(size, x.nbytes, channels, working, backend)
     return operator.keep_all()

@@ -15,11 +15,11 @@ from ..ops import dispatch, long_conv, naive
 from . import chunked, compiled, fused
 from .filter2d import ImplicitFilter2d
 from .linear_attention import FeatureMaps
+from .projections import Projection, apply, input_projection, is_plain
 from .spectrum_cache import SpectrumCache
 
 FORMS = ("full", "core")
 GLOBAL_BRANCHES = ("none", "mean", "linear")
-Projection = Callable[[Tensor], Tensor]
 Convolution = Callable[[Tensor, int, slice], Tensor]
 GROUP = {"cpu": 11 * 2**17, "other": 2**28}  # elements between the projections that are mixed at once
 SMALL_CELLS = 64 * 64  # of smaller grids all spectra are kept between calls
@@ -150,7 +150,7 @@ class Hyena2D(nn.Module):
             return fused.forward(self, x, size, inputs, out)
         if chunked.suits(self, x, (*inputs, out)):
             return chunked.forward(self, x, size, inputs, out)
-        return chunked.apply(out, self._mix_in_groups(x, size, inputs).flatten(2).transpose(1, 2))
+        return apply(out, self._mix_in_groups(x, size, inputs).flatten(2).transpose(1, 2))
 
     def _mix_in_groups(self, x: Tensor, size: tuple[int, int], inputs: Sequence[Projection]) -> Tensor:
         """Projects and mixes some channels at a time: (B, D, h, w).
@@ -160,9 +160,9 @@ class Hyena2D(nn.Module):
         """
         cells, elements = len(x) * size[0] * size[1], GROUP["cpu" if x.device.type == "cpu" else "other"]
         groups = self.channel_groups(elements // (cells * (self.order + 1)), least=32)
-        if not chunked.is_plain(self.short_filter, nn.Conv2d):
+        if not is_plain(self.short_filter, nn.Conv2d):
             groups = [slice(0, self.inner_dim)]  # it may do more than its weights say: it is called, on everything
-        project = chunked.input_projection(inputs, x.unflatten(1, size), self.inner_dim)
+        project = input_projection(inputs, x.unflatten(1, size), self.inner_dim)
 
         def mix(channels: slice, convolve: Convolution) -> Tensor:
             u = project(slice(None), channels, slice(None)).permute(0, 3, 1, 2)
@@ -196,7 +196,7 @@ class Hyena2D(nn.Module):
 
     def _mix(self, channels: slice, convolve: Convolution, *parts: Tensor, reference: bool = False) -> Tensor:
         """:meth:`mix` for some channels of the N + 1 parts, (B, C, h, w) each -> (B, C, h, w)."""
-        if chunked.is_plain(self.short_filter, nn.Conv2d):
+        if is_plain(self.short_filter, nn.Conv2d):
             *x, v = [self.filter_short(u, part, channels) for part, u in enumerate(parts)]
         else:
             *x, v = self.short_filter(torch.cat(parts, dim=1)).chunk(self.order + 1, dim=1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import linear, naive
-from . import chunked
+from .projections import apply
 
 
 class FeatureMap(nn.Module):
@@ -111,6 +111,6 @@ class LinearAttention(nn.Module):
         """x: (B, h * w, D) -> (B, h * w, D); size: (h, w). Raises ValueError if they do not fit."""
         if x.shape[1] != size[0] * size[1]:
             raise ValueError(f"{x.shape[1]} tokens are not a {size[0]} x {size[1]} grid")
-        parts = chunked.apply(self.in_proj, x).transpose(1, 2).chunk(3, dim=1)
+        parts = apply(self.in_proj, x).transpose(1, 2).chunk(3, dim=1)
         q, k, v = (t.unflatten(1, (self.attention_heads, -1)) for t in parts)
-        return chunked.apply(self.out_proj, self.features(q, k, v).flatten(1, 2).transpose(1, 2))
+        return apply(self.out_proj, self.features(q, k, v).flatten(1, 2).transpose(1, 2))

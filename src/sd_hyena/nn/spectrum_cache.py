@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 LIMIT = 2**30  # bytes that all layers of a process keep together on a CPU
-SHARE = 4  # of an accelerator's memory they keep a quarter
+SHARE = 0.25  # of an accelerator's memory that they keep together
 
 
 class SpectrumCache:
@@ -112,7 +112,7 @@ _lock = threading.Lock()
 def _room(device: torch.device) -> int:
     limit = LIMIT
     if device.type == "cuda":
-        limit = torch.cuda.get_device_properties(device).total_memory // SHARE
+        limit = int(torch.cuda.get_device_properties(device).total_memory * SHARE)
     with _lock:
         return limit - sum(cache.nbytes() for cache in _caches)
 

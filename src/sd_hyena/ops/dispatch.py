@@ -2,13 +2,12 @@
 
 ``BACKENDS`` lists them from the most to the least preferred; the first that does not refuse a case takes it. The
 environment variable ``SD_HYENA_KERNEL`` names one to prefer over all; what it refuses is taken as without it.
-Every choice off the CPU is logged once, and so is every case that a backend asked for by name refuses.
+Every choice off the CPU is logged once, and so, as a warning, is every case that a backend asked for by name refuses.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,9 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import gemm_conv, long_conv
+from . import environment, gemm_conv, long_conv
 
-VARIABLE = "SD_HYENA_KERNEL"
 HALVES = (torch.float16, torch.bfloat16)
 LARGEST_FLASH, LARGEST_COLUMNS = 128, 512  # cells a side
 logger = logging.getLogger(__name__)
@@ -64,7 +62,7 @@ def kernels() -> Any:
     """The Triton kernels, or None, with one line in the log, where they cannot be loaded."""
     try:
         from .kernels import columns, features, flash, launch, short_gate  # noqa: F401
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:  # the latter of a Triton older than what they are written for
         if torch.cuda.is_available():
             logger.info("no Triton kernels: %s", error)
         return None
@@ -88,8 +86,8 @@ def _refuses_gemm(case: Case) -> str:
 def _refuses_kernels(case: Case, largest: int) -> str:
     if kernels() is None:
         return "Triton is not there"
-    if not kernels().launch.runnable(case.device):
-        return f"Triton kernels do not run on {case.device.type}"
+    if reason := kernels().launch.refuses(case.device):
+        return reason
     if max(case.grid) > largest:
         return f"for grids up to {largest} x {largest}"
     return _refuses_halves(case)
@@ -131,41 +129,35 @@ BACKENDS = (
 )  # fmt: skip
 
 
-def asked() -> str:
-    """The backend that the environment names, or ""."""
-    return os.environ.get(VARIABLE, "")
-
-
 def choose(case: Case) -> Backend:
-    """The backend for a case. Raises ValueError if ``SD_HYENA_KERNEL`` names none."""
-    return _choose(case, asked())
+    """The backend for a case. Raises UsageError if ``SD_HYENA_KERNEL`` names none."""
+    return _choose(case, environment.kernel())
 
 
 @lru_cache(maxsize=4096)
 def _choose(case: Case, name: str) -> Backend:
-    names = {backend.name: backend for backend in BACKENDS}
-    if name and name not in names:
-        raise ValueError(f"{VARIABLE} must be one of {', '.join(names)}, got {name!r}")
+    if case.device.type == "cpu" and not name:  # where Triton interprets, it is for tests
+        return FFT
     if name:
-        reason = names[name].refuses(case)
+        asked = next(backend for backend in BACKENDS if backend.name == name)
+        reason = asked.refuses(case)
         if not reason:
-            log(f"long convolutions by {name}, as {VARIABLE} asks")
-            return names[name]
-        log(f"{VARIABLE}={name} is passed over: {reason}")
+            log(f"long convolutions by {name}, as {environment.KERNEL} asks")
+            return asked
+        log(f"{environment.KERNEL}={name} is passed over: {reason}", logging.WARNING)
     chosen = next(backend for backend in BACKENDS if not backend.refuses(case))
-    if case.device.type != "cpu":
-        h, w = case.grid
-        log(
-            f"long convolutions on a {h} x {w} grid by {chosen.name}: {chosen.what} "
-            f"({case.device.type}, {str(case.dtype).removeprefix('torch.')})"
-        )
+    h, w = case.grid
+    log(
+        f"long convolutions on a {h} x {w} grid by {chosen.name}: {chosen.what} "
+        f"({case.device.type}, {str(case.dtype).removeprefix('torch.')})"
+    )
     return chosen
 
 
 @lru_cache(maxsize=256)
-def log(line: str) -> None:
+def log(line: str, level: int = logging.INFO) -> None:
     """Logs a line the first time."""
-    logger.info(line)
+    logger.log(level, line)
 
 
 def table() -> list[str]:

@@ -27,7 +27,7 @@ from torch import Tensor
 from .fft import transform_dtype
 from .long_conv import BAND, STEP, Rows, at_once
 
-TAIL = 8  # numbers after a channel's coefficients; the first is the exponent of its scale
+TAIL = 16  # numbers after a channel's coefficients, which keep loads aligned; the first is the exponent of its scale
 
 
 class Lengths(NamedTuple):

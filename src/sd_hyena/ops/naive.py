@@ -14,7 +14,8 @@ def causal_conv1d(u: Tensor, k: Tensor) -> Tensor:
     """
     length = u.shape[-1]
     taps = F.pad(k, (0, max(0, length - k.shape[-1])))
-    lag = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    at = torch.arange(length, device=u.device)
+    lag = at[:, None] - at[None, :]
     matrix = torch.where(lag >= 0, taps[:, lag.clamp(min=0)], taps.new_zeros(()))
     return torch.einsum("dts,...ds->...dt", matrix, u)
 
@@ -26,8 +27,8 @@ def conv2d(u: Tensor, k: Tensor) -> Tensor:
     """
     h, w = u.shape[-2:]
     ry, rx = k.shape[-2] // 2, k.shape[-1] // 2
-    dy = torch.arange(h)[:, None] - torch.arange(h)[None, :]
-    dx = torch.arange(w)[:, None] - torch.arange(w)[None, :]
+    rows, columns = torch.arange(h, device=u.device), torch.arange(w, device=u.device)
+    dy, dx = rows[:, None] - rows[None, :], columns[:, None] - columns[None, :]
     inside = (dy.abs() <= ry)[:, :, None, None] & (dx.abs() <= rx)[None, None]
     matrix = k[:, (dy + ry).clamp(0, 2 * ry)[:, :, None, None], (dx + rx).clamp(0, 2 * rx)[None, None]]
     return torch.einsum("dipjq,bdpq->bdij", matrix * inside, u)

@@ -1,6 +1,6 @@
 """Transform along columns, product with the kernel's spectrum, and back: one kernel, nothing of it in memory.
 
-The maths is :func:`sd_hyena.ops.gemm_conv.columns`. :func:`column_pass` is the part that the flash kernel shares.
+The maths is :func:`sd_hyena.ops.gemm_conv.columns`. :func:`all_columns` is what the flash kernel shares.
 """
 
 from __future__ import annotations
@@ -118,12 +118,12 @@ def all_columns(
             (16, 32, 8, 2), (16, 64, 8, 2), (16, 16, 8, 2), (32, 32, 8, 2), (32, 64, 8, 2), (16, 64, 4, 2),
         )
     ],
-    key=["h", "half"],
+    key=["h", "half", "images"],
     in_place=["x_ptr"],
 )  # fmt: skip
 @triton.jit
 def _columns(
-    x_ptr, k_ptr, cosine_ptr, sine_ptr, twiddle_ptr, y_ptr, images, channels, h, quarter: tl.constexpr, half, k_stride,
+    x_ptr, k_ptr, cosine_ptr, sine_ptr, twiddle_ptr, y_ptr, images, channels, h, rows, quarter: tl.constexpr, half, k_stride,
     T: tl.constexpr, F: tl.constexpr, QB: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     # Images follow one another, so that a channel's spectrum is read from memory once.
@@ -142,7 +142,6 @@ def _columns(
     odd_re = tl.load(x_ptr + odd_at, mask=odd_in, other=0)
     odd_im = tl.load(x_ptr + odd_at + half, mask=odd_in, other=0)
     k_ptr += channel.to(tl.int64) * k_stride
-    rows = (h + 1) // 2
     even_re, even_im, odd_re, odd_im = all_columns(
         even_re, even_im, odd_re, odd_im, cosine_ptr, sine_ptr, twiddle_ptr, k_ptr, t, f, rows, quarter, half,
         T, F, QB, DOT, PRECISION,
@@ -166,7 +165,7 @@ def columns(spectral: Tensor, spectrum: Tensor, constants: Matrices, h: int) -> 
     quarter = constants.cosines.shape[0]
     _columns[lambda meta: (triton.cdiv(width // 2, meta["F"]), b * d)](
         spectral, spectrum, constants.cosines, constants.sines, constants.twiddle, spectral,
-        b, d, h, quarter, width // 2, spectrum.stride(0),
+        b, d, h, -(-h // 2), quarter, width // 2, spectrum.stride(0),
         T=power_of_two(-(-h // 2)), DOT=TYPES[spectral.dtype],
         PRECISION="ieee" if spectral.dtype == torch.float32 else "tf32",
     )  # fmt: skip

@@ -3,7 +3,7 @@
 The maths is :func:`sd_hyena.ops.linear.linear_attention`. Features of the keys are made tile by tile, summed with
 the values they weigh (against a running maximum, as in online softmax), then made of the queries and put to use in
 the same kernel that adds the convolution and gates. A feature's logarithm is one sum of products in more than
-float16's precision: the projection is split into two float16 numbers.
+float16's precision where the weights have more: they are split into two float16 numbers.
 """
 
 from __future__ import annotations
@@ -17,17 +17,23 @@ from ..linear import linear_attention
 from .launch import TYPES, autotune, power_of_two
 
 MOST_SPLITS = 64  # shares of the tokens whose sums are taken side by side
+PROGRAMS = 528  # fill a large GPU
+SOME = 16  # channels of a head that one program joins
 
 
 @triton.jit
-def _logarithms(weight_ptr, bias_ptr, x, e, d, features, width, DOT: tl.constexpr, PRECISION: tl.constexpr):
+def _logarithms(
+    weight_ptr, bias_ptr, x, e, d, features, width,
+    FINE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """(E, tokens): a head's feature directions times x (D, tokens), float32."""
     inside = (e < features)[:, None] & (d < width)[None, :]
-    weight = tl.load(weight_ptr + e[:, None] * width + d[None, :], mask=inside, other=0).to(tl.float32)
+    weight = tl.load(weight_ptr + e[:, None] * width + d[None, :], mask=inside, other=0)
     coarse = weight.to(DOT)
-    fine = (weight - coarse.to(tl.float32)).to(DOT)
     y = tl.dot(coarse, x, input_precision=PRECISION)
-    y = tl.dot(fine, x, y, input_precision=PRECISION)
+    if FINE:
+        fine = (weight.to(tl.float32) - coarse.to(tl.float32)).to(DOT)
+        y = tl.dot(fine, x, y, input_precision=PRECISION)
     return y + tl.load(bias_ptr + e, mask=e < features, other=0).to(tl.float32)[:, None]
 
 
@@ -38,7 +44,7 @@ def _logarithms(weight_ptr, bias_ptr, x, e, d, features, width, DOT: tl.constexp
 @triton.jit
 def _sums(
     k_ptr, u_ptr, weight_ptr, bias_ptr, best_ptr, total_ptr, state_ptr, channels, cells, per, width, features,
-    D: tl.constexpr, E: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, TOKENS: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, FINE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """One share of one head's tokens: each feature's largest logarithm, its sum, and the values it weighs."""
     split = tl.program_id(0)
@@ -59,7 +65,7 @@ def _sums(
         where = plane + d[:, None].to(tl.int64) * cells + at[None, :]
         k = tl.load(k_ptr + where, mask=inside, other=0).to(DOT)
         u = tl.load(u_ptr + where, mask=inside, other=0).to(DOT)
-        x = _logarithms(weight_ptr, bias_ptr, k, e, d, features, width, DOT, PRECISION)
+        x = _logarithms(weight_ptr, bias_ptr, k, e, d, features, width, FINE, DOT, PRECISION)
         x = tl.where((at < cells)[None, :], x, float("-inf"))
         new = tl.maximum(best, tl.max(x, 1))
         shrink = tl.exp(best - new)
@@ -74,17 +80,20 @@ def _sums(
 
 
 @triton.jit
-def _join(best_ptr, total_ptr, state_ptr, logs_ptr, mean_ptr, SPLITS: tl.constexpr, E: tl.constexpr, D: tl.constexpr):
-    """All shares of one head: each feature's logarithm of its sum, and the mean of the values it weighs."""
+def _join(
+    best_ptr, total_ptr, state_ptr, logs_ptr, mean_ptr,
+    SPLITS: tl.constexpr, E: tl.constexpr, D: tl.constexpr, SOME: tl.constexpr,
+):  # fmt: skip
+    """All shares of one head: each feature's logarithm of its sum, and the mean of SOME of the values it weighs."""
     head = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, E)
-    at = e[:, None] * D + tl.arange(0, D)[None, :]
+    at = e[:, None] * D + (tl.program_id(1) * SOME + tl.arange(0, SOME))[None, :]
     share = head * SPLITS * E
     best = tl.load(best_ptr + share + e)
     for split in range(1, SPLITS):
         best = tl.maximum(best, tl.load(best_ptr + share + split * E + e))
     total = tl.zeros((E,), tl.float32)
-    state = tl.zeros((E, D), tl.float32)
+    state = tl.zeros((E, SOME), tl.float32)
     for split in range(SPLITS):
         shrink = tl.exp(tl.load(best_ptr + share + split * E + e) - best)
         total += shrink * tl.load(total_ptr + share + split * E + e)
@@ -101,7 +110,7 @@ def _join(best_ptr, total_ptr, state_ptr, logs_ptr, mean_ptr, SPLITS: tl.constex
 def _apply(
     q_ptr, y_ptr, weight_ptr, bias_ptr, logs_ptr, mean_ptr, gain_ptr, scale_ptr, out_ptr,
     channels, cells, width, features, out_stride,
-    D: tl.constexpr, E: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, TOKENS: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, FINE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """``(1 + scale q) (y + gain attention(q))`` for a tile of one head's tokens."""
     head = tl.program_id(1)
@@ -120,6 +129,7 @@ def _apply(
         d,
         features,
         width,
+        FINE,
         DOT,
         PRECISION,
     )
@@ -155,17 +165,18 @@ def attend_and_gate(
     dot = TYPES[u.dtype]
     precision = "ieee" if u.dtype == torch.float32 else "tf32"
     sizes = {"D": power_of_two(width), "E": power_of_two(features)}
-    splits = max(1, min(MOST_SPLITS, cells // 1024))
+    splits = max(1, min(MOST_SPLITS, cells // 256, -(-PROGRAMS // (b * heads))))
     per = -(-cells // splits // 128) * 128  # a whole number of tiles of any size
     splits = -(-cells // per)
     best, total = (torch.empty(b, heads, splits, sizes["E"], device=device) for _ in range(2))
     state = torch.empty(b, heads, splits, sizes["E"], sizes["D"], device=device)
     (wq, bq), (wk, bk) = ((t.contiguous() for t in pair) for pair in (query, key))
-    how = {**sizes, "DOT": dot, "PRECISION": precision}
+    fine = dot != tl.float32 and query[0].dtype == torch.float32  # bfloat16 fits into float16's digits
+    how = {**sizes, "FINE": fine, "DOT": dot, "PRECISION": precision}
     _sums[(splits, heads, b)](k, u, wk, bk, best, total, state, c, cells, per, width, features, **how)
     logs = torch.empty(b, heads, sizes["E"], device=device)
     mean = torch.empty(b, heads, sizes["E"], sizes["D"], device=device)
-    _join[(b * heads,)](best, total, state, logs, mean, SPLITS=splits, **sizes)
+    _join[(b * heads, sizes["D"] // SOME)](best, total, state, logs, mean, SPLITS=splits, SOME=SOME, **sizes)
     out = torch.empty_like(q) if out is None else out
     _apply[lambda meta: (triton.cdiv(cells, meta["TOKENS"]), heads, b)](
         q,

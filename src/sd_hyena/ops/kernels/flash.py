@@ -16,20 +16,18 @@ from ..gemm_conv import lengths, matrices
 from .columns import all_columns
 from .launch import TYPES, autotune, power_of_two
 
-LARGEST = 128  # cells a side: beyond, a plane's tiles do not fit into a multiprocessor
-
 
 @autotune(
     [
         {"F": f, "QB": q, "num_warps": warps, "num_stages": stages}
         for f, q, warps, stages in ((16, 32, 8, 1), (16, 16, 4, 1), (32, 32, 8, 1), (16, 32, 4, 2))
     ],
-    key=["h", "w", "GATE"],
+    key=["h", "w", "GATE", "images"],
 )
 @triton.jit
 def _flash(
     u_ptr, k_ptr, q_ptr, scale_ptr, y_ptr, rows_ptr, cosine_ptr, sine_ptr, twiddle_ptr,
-    images, channels, h, w, quarter: tl.constexpr, half: tl.constexpr, k_stride, y_stride,
+    images, channels, h, w, rows, quarter: tl.constexpr, half: tl.constexpr, k_stride, y_stride,
     T: tl.constexpr, W: tl.constexpr, GATE: tl.constexpr, F: tl.constexpr, QB: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -45,7 +43,6 @@ def _flash(
     odd_in = (2 * t + 1 < h)[:, None] & (x < w)[None, :]
     even = tl.load(u_ptr + plane + even_at, mask=even_in, other=0).to(DOT)
     odd = tl.load(u_ptr + plane + odd_at, mask=odd_in, other=0).to(DOT)
-    rows = (h + 1) // 2
     k_ptr += channel.to(tl.int64) * k_stride
     scale = tl.exp2(tl.load(k_ptr + 8 * quarter * half).to(tl.float32))
     y_even = tl.zeros((T, W), tl.float32)
@@ -89,7 +86,7 @@ def convolve(
 ) -> Tensor:
     """``K ** u``, times ``1 + scale q`` if ``gate`` = (q, scale) is given.
 
-    u: (B, D, h, w), contiguous, h, w <= ``LARGEST``; spectrum: from :func:`sd_hyena.ops.gemm_conv.kernel_spectrum`
+    u: (B, D, h, w), contiguous, h, w <= 128 (what a multiprocessor holds); spectrum: from :func:`sd_hyena.ops.gemm_conv.kernel_spectrum`
     in float16; q: like u; scale: (D,); out: where the result goes, (B, D, h, w) of any type, its planes of one image
     contiguous. Multiplies in the spectrum's type. Returns ``out``, or a new one in u's type. The twin is
     :func:`sd_hyena.ops.gemm_conv.convolve`.
@@ -101,7 +98,7 @@ def convolve(
     q, scale = (u, u) if gate is None else gate
     _flash[(b * d,)](
         u, spectrum, q, scale, y, constants.rows, constants.cosines, constants.sines, constants.twiddle,
-        b, d, h, w, size.quarter, size.half, spectrum.stride(0), y.stride(0),
+        b, d, h, w, -(-h // 2), size.quarter, size.half, spectrum.stride(0), y.stride(0),
         T=power_of_two(-(-h // 2)), W=power_of_two(w), GATE=gate is not None,
         DOT=TYPES[spectrum.dtype], PRECISION="ieee" if spectrum.dtype == torch.float32 else "tf32",
     )  # fmt: skip

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-TUNE = "SD_HYENA_TUNE"
+from .. import environment
+
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
@@ -21,33 +22,51 @@ def power_of_two(n: int, least: int = 16) -> int:
     return max(least, triton.next_power_of_2(n))
 
 
-def autotune(configs: Sequence[dict[str, int]], key: Sequence[str], in_place: Sequence[str] = ()) -> Any:
-    """``triton.autotune`` over keyword sets, of which ``num_warps`` and ``num_stages`` are Triton's own.
+class Tuned:
+    """A kernel and its candidates: ``triton.autotune``'s choice of them, or, with ``SD_HYENA_TUNE=0``, the first."""
+
+    def __init__(self, tuner: Any) -> None:
+        self.tuner = tuner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tuner, name)
+
+    def __getitem__(self, grid: Any) -> Callable[..., Any]:
+        if environment.tunes():
+            return self.tuner[grid]
+        return partial(self.tuner.fn[grid], **self.tuner.configs[0].all_kwargs())
+
+
+def autotune(
+    configs: Sequence[dict[str, int]], key: Sequence[str], in_place: Sequence[str] = ()
+) -> Callable[[Any], Tuned]:
+    """A decorator: candidates are keyword sets, of which ``num_warps`` and ``num_stages`` are Triton's own.
 
     in_place: arguments that a kernel both reads and writes, which have to be put back after every trial. What was
-    found is kept on disk, next to the compiled kernels. With ``SD_HYENA_TUNE=0``, as in the interpreter, which has
-    nothing to tune, the first set is taken untried.
+    found is kept on disk, next to the compiled kernels. The interpreter has nothing to tune: it takes the first.
     """
     made = []
     for config in configs:
         own = {k: v for k, v in config.items() if not k.startswith("num_")}
         made.append(triton.Config(own, **{k: v for k, v in config.items() if k.startswith("num_")}))
-    return triton.autotune(
+    tune = triton.autotune(
         made[:1] if INTERPRETED else made,
         key=list(key),
         restore_value=list(in_place),
-        prune_configs_by={"early_config_prune": _candidates},
         cache_results=not INTERPRETED,
     )
+    return lambda kernel: Tuned(tune(kernel))
 
 
-def _candidates(configs: list[Any], named_args: Any, **kwargs: Any) -> list[Any]:
-    return configs[:1] if os.environ.get(TUNE) == "0" else configs
-
-
-def runnable(device: torch.device) -> bool:
-    """Whether kernels can be run on tensors there."""
-    return device.type == ("cpu" if INTERPRETED else "cuda")
+@lru_cache(maxsize=64)
+def refuses(device: torch.device) -> str:
+    """Why kernels cannot be run on tensors there, or ""."""
+    if INTERPRETED:
+        return "" if device.type == "cpu" else "Triton interprets, which it does on a CPU"
+    if device.type != "cuda":
+        return f"Triton kernels do not run on {device.type}"
+    major, minor = torch.cuda.get_device_capability(device)
+    return "" if major >= 8 else f"compute capability {major}.{minor}: the kernels are made for 8.0 and newer"
 
 
 def on(device: torch.device) -> AbstractContextManager:
