@@ -1,13 +1,15 @@
 """Everything worth measuring on a machine with a GPU, in ten minutes at most.
 
     python benchmarks/gpu_suite.py                         # all of it: benchmarks/results/<device>.md
-    python benchmarks/gpu_suite.py --only image,training --out more    # some sections
+    python benchmarks/gpu_suite.py --only image,training --out more    # some sections, by their words
     python benchmarks/gpu_suite.py --device cpu --quick    # every code path that can run without a GPU
 
-First the kernels' own tests, compiled and at full sizes, and every kind of layer against its definition. Then the layer
-at the original's settings (float16; batch 8 at 512 px, batch 1 from 256 to 4096 px) against every attention there is,
-by every backend, in a CUDA graph, with low memory and by plain torch.fft; its parts against the machine's measured
-ceilings; whole generations at 2048 and 4096 px on random SD 1.5 weights; and the speed of stage 1 at that size.
+Sections, in this order: the kernels' own tests, compiled and at full sizes ("tests"); every kind of layer against its
+definition ("kinds"); the layer at the original's settings, float16, against every attention there is, at 512 px with
+batch 8 ("layer") and from 256 to 4096 px ("sizes"); the layer by every backend, with low memory and by plain torch.fft
+("variants"); whole generations at 2048 and 4096 px on random SD 1.5 weights ("image"); the speed of stage 1 at that
+size ("training"); forward and backward ("backward"); the layer's parts against the machine's measured ceilings
+("parts"); layers in CUDA graphs ("graphs").
 
 Needs torch; without diffusers the generations and the training are left out, without matplotlib the figures, without
 pytest the kernels' tests. Where sd-hyena is not installed: ``PYTHONPATH=src python benchmarks/gpu_suite.py``.
@@ -16,6 +18,7 @@ pytest the kernels' tests. Where sd-hyena is not installed: ``PYTHONPATH=src pyt
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import os
 import re
@@ -29,7 +32,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-if "cpu" in sys.argv:  # read when Triton is imported: without a GPU its interpreter runs the kernels
+if any(
+    word.endswith("cpu") for word in sys.argv
+):  # read when Triton is imported: without a GPU its interpreter runs the kernels
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch  # noqa: E402
@@ -40,7 +45,7 @@ from sd_hyena.benchmark.measure import Limits, Row  # noqa: E402
 from sd_hyena.benchmark.settings import ALL_KINDS, ImageSettings  # noqa: E402
 from sd_hyena.benchmark.suite import Suite  # noqa: E402
 from sd_hyena.errors import SdHyenaError  # noqa: E402
-from sd_hyena.ops import dispatch  # noqa: E402
+from sd_hyena.ops import dispatch, environment  # noqa: E402
 
 BY_SIZE = [kind for kind in ALL_KINDS if not kind.startswith("hyena2d-core") and kind not in ("naive", "sdp-math")]
 ATTENTION = [
@@ -59,6 +64,7 @@ class Plan:
         self.layer = (64, 2) if quick else (512, 8)  # px, batch
         self.widths = [64, 128] if quick else [256, 512, 768, 1024, 1280, 2048, 4096]
         self.some_widths = [64] if quick else [256, 1024, 2048, 4096]
+        self.graph_widths = [64] if quick else [256, 512, 1024]
         self.parts = [((8, 8), 1)] if quick else [((64, 64), 8), ((128, 128), 1), ((256, 256), 1), ((512, 512), 1)]
         self.images = [(64, 2, 1)] if quick else [(2048, 10, 2), (4096, 2, 1)]  # px, steps, generations
         self.training = (64, 2, 3) if quick else (512, 16, 25)  # px, batch, updates
@@ -69,8 +75,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to try the script")
     parser.add_argument("--out", default="", help="STEM of the files (default: benchmarks/results/<device>)")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to try the script")
-    parser.add_argument("--only", default="", help="comma list of sections, by the words that --help's order names: "
-                        "tests, kinds, layer, variants, parts, sizes, image, training, backward")  # fmt: skip
+    parser.add_argument("--only", default="", help="comma list of sections by their words; none: all")
     parser.add_argument("--minutes", type=float, default=9.0, help="no section starts later than this")
     args = parser.parse_args()
     cuda = torch.device(args.device).type == "cuda"
@@ -109,33 +114,30 @@ def main() -> int:
 
 
 def sections(suite: Suite, plan: Plan) -> list[tuple[str, str, Callable[[], str]]]:
-    """(word, heading, what it does), in the order in which they matter."""
+    """(word, heading, what it does). What captures graphs comes last: a capture that fails can leave CUDA unusable."""
     cuda, teacher = suite.device.type == "cuda", "the bundled model" if plan.quick else "random SD 1.5 weights"
     dtypes = [torch.float32, torch.bfloat16] + ([torch.float16] if cuda else [])
     width, batch = plan.layer
+    at = f"at {width} px, batch {batch}"
     brief = Limits(repeats=30, budget=12, max_seconds=20)
-    others = [kind for kind in variations() if not kind.name.startswith("hyena2d-full-none")]
+    others: list[str | Kind] = [*ATTENTION, *OURS, *variations()]
+    graphs: list[str | Kind] = [variants.graphed(kind) for kind in (*ATTENTION, *OURS)]
     px, size, steps = plan.training
     return [
         ("tests", "The kernels' own tests", lambda: kernel_tests(suite, plan.quick)),
         ("kinds", "Every kind against its definition", lambda: definitions(suite, plan, dtypes)),
         (
             "layer",
-            f"Every kind at {width} px, batch {batch}",
+            f"Every kind {at}",
             lambda: suite.layer(width, batch, list(ALL_KINDS), Limits(repeats=50, budget=20)),
         ),
-        (
-            "variants",
-            f"The layer in its variants at {width} px, batch {batch}",
-            lambda: suite.layer(width, batch, [*ATTENTION, *OURS, *others], brief, name="variants"),
-        ),
-        (
-            "variants",
-            "The layer in its variants by image size",
-            lambda: suite.sizes(plan.some_widths, [*ATTENTION, *OURS, *others], brief, figure=False),
-        ),
-        ("parts", "The layer's parts against the machine's ceilings", lambda: against_ceilings(suite, plan)),
         ("sizes", "By image size", lambda: suite.sizes(plan.widths, BY_SIZE, brief)),
+        ("variants", f"The layer's variants {at}", lambda: suite.layer(width, batch, others, brief, name="variants")),
+        (
+            "variants",
+            "The layer's variants by image size",
+            lambda: suite.sizes(plan.some_widths, others, brief, figure=False),
+        ),
         *(
             (
                 "image",
@@ -147,29 +149,41 @@ def sections(suite: Suite, plan: Plan) -> list[tuple[str, str, Callable[[], str]
         ("training", f"Stage 1 at {px} px, batch {size}", lambda: training(suite, px, size, steps, plan.quick)),
         (
             "backward",
-            f"Forward and backward at {width} px, batch {batch}",
+            f"Forward and backward {at}",
             lambda: suite.layer(width, batch, BY_SIZE, brief, backward=True),
         ),
-    ]  # fmt: skip
+        ("parts", "The layer's parts against the machine's ceilings", lambda: against_ceilings(suite, plan)),
+        ("graphs", f"In CUDA graphs {at}", lambda: suite.layer(width, batch, graphs, brief, name="graphs")),
+        (
+            "graphs",
+            "In CUDA graphs, by image size",
+            lambda: suite.sizes(plan.graph_widths, graphs, brief, figure=False),
+        ),
+    ]
 
 
 def variations() -> list[Kind]:
-    """Ours by each backend and plain torch.fft, with low memory and in a graph; attention in one."""
+    """Ours by each backend, by plain torch.fft and with low memory."""
     made = []
     for kind in OURS:
         made += [variants.by_backend(kind, backend) for backend in dispatch.BACKENDS]
-        made += [variants.plain_fft(kind), variants.low_memory(kind), variants.graphed(kind)]
-    return [*made, *(variants.graphed(kind) for kind in ("sdp-flash", "sdp-cudnn"))]
+        made += [variants.plain_fft(kind), variants.low_memory(kind)]
+    return made
 
 
 def kernel_tests(suite: Suite, quick: bool) -> str:
-    """pytest in a process of its own; compiled kernels take their first candidate, not the fastest."""
+    """pytest in a process of its own; compiled kernels take their first candidate untried."""
     cuda = suite.device.type == "cuda"
-    how = {"SD_HYENA_TUNE": "0"} | ({"SD_HYENA_TEST_DEVICE": str(suite.device)} if cuda else {})
+    how = {environment.TUNE: "0"} | ({"SD_HYENA_TEST_DEVICE": str(suite.device)} if cuda else {})
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *TESTS]
     if quick:
         command += ["-k", "tuning or test_gate"]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **how}, capture_output=True, text=True)
+    elif importlib.util.find_spec("xdist"):  # kernels compile side by side
+        command += ["-n", "8"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **how}, capture_output=True, text=True, timeout=240)
+    except subprocess.TimeoutExpired:
+        raise SdHyenaError("not done after 240 s") from None
     last = (done.stdout.strip().splitlines() or [""])[-1]
     if "No module named pytest" in done.stderr:
         return "Not run: pytest is not installed.\n"
@@ -181,7 +195,7 @@ def kernel_tests(suite: Suite, quick: bool) -> str:
 
 
 def definitions(suite: Suite, plan: Plan, dtypes: list[torch.dtype]) -> str:
-    with variants.variables_set({"SD_HYENA_TUNE": "0"}):
+    with environment.variables_set({environment.TUNE: "0"}):
         return suite.correctness(list(KINDS), plan.grids, dtypes)
 
 
@@ -315,25 +329,32 @@ def summary(suite: Suite) -> str:
     shapes = sorted({(row.width, row.batch) for row in suite.rows if not row.backward}, key=lambda s: (s[0], -s[1]))
     for width, batch in shapes:
         rows = [r for r in suite.rows if (r.width, r.batch, r.backward) == (width, batch, False) and r.timing]
+        attention = fastest([r for r in rows if r.family == "attention"])
+        eager = fastest([r for r in rows if r.family == "attention" and not r.kind.endswith("graph")])
         for ours in OURS:
-            attention = fastest([r for r in rows if r.family == "attention"])
             own = [r for r in rows if r.kind == ours or r.kind.startswith(ours + ",")]
             plain = next((r for r in own if r.kind.endswith("plain torch.fft")), None)
             own = [r for r in own if r is not plain]
-            best = fastest(own)
-            if attention is None or best is None:
+            best, usual = fastest(own), next((r for r in own if r.kind == ours), None)
+            if attention is None or eager is None or best is None or usual is None:
                 continue
-            lean = min(own, key=lambda r: r.peak_bytes if not r.kind.endswith("graph") else 2**62)
+            lean = min((r for r in own if not r.kind.endswith("graph")), key=lambda r: r.peak_bytes)
             lines.append(
-                [f"{width} px b{batch}", ours, best.kind.removeprefix(ours).strip(", ") or "as it comes",
-                 f"{best.timing.median:.3g}", f"{ratio(attention, best):.2f}x ({attention.kind})",
-                 f"{ratio(plain, best):.2f}x" if plain else "-",
-                 f"{next(r for r in own if r.kind == ours).peak_bytes / attention.peak_bytes:.2f}",
-                 f"{lean.peak_bytes / attention.peak_bytes:.2f}"]
-            )  # fmt: skip
+                [
+                    f"{width} px b{batch}",
+                    ours,
+                    best.kind.removeprefix(ours).strip(", ") or "as it comes",
+                    f"{best.timing.median:.3g}",
+                    f"{ratio(attention, best):.2f}x ({attention.kind})",
+                    f"{ratio(eager, usual):.2f}x",
+                    f"{ratio(plain, usual):.2f}x" if plain else "-",
+                    f"{usual.peak_bytes / eager.peak_bytes:.2f}",
+                    f"{lean.peak_bytes / eager.peak_bytes:.2f}",
+                ]
+            )
     headings = [
-        "", "layer", "fastest way", "ms", "faster than the best attention", "than plain torch.fft",
-        "memory / attention's", "at its leanest",
+        "", "layer", "fastest way", "ms", "faster than the best attention", "as it comes, without graphs",
+        "than plain torch.fft", "memory / attention's", "at its leanest",
     ]  # fmt: skip
     return report.markdown_table(headings, lines) if lines else "Nothing was measured.\n"
 

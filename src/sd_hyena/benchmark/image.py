@@ -15,6 +15,7 @@ from .. import patch
 from ..errors import SdHyenaError
 from ..machine import free_memory
 from ..nn import HyenaAttention, LinearAttention, OperatorConfig
+from ..nn.attention import projections_of
 from ..targets import Target, find_targets
 from . import references
 from .measure import GIB, SAMPLED, TOLERANCE, relative_error
@@ -229,10 +230,9 @@ def _expected(layer: Any, x: Tensor, tokens: Tensor) -> Tensor | None:
         if isinstance(operator, LinearAttention):
             return references.linear_operator(operator, x, tokens)
         assert layer.size is not None
-        given = [layer.to_q, layer.to_k, layer.to_v, _linear_of(layer.to_out)] if operator.form == "core" else None
+        given = projections_of(layer) if operator.form == "core" else None
         return references.hyena2d(operator, x, layer.size, tokens, given)
-    projections = [layer.to_q, layer.to_k, layer.to_v, _linear_of(layer.to_out)]
-    return references.attention(x, projections, layer.heads, tokens)
+    return references.attention(x, projections_of(layer), layer.heads, tokens)
 
 
 class _Run:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..nn import OperatorConfig
-from ..ops import linear
+from ..ops import environment, linear
 from . import references
 
 
@@ -236,21 +237,25 @@ class Kind:
 
     def missing(self, shape: Shape, backward: bool = False) -> str:
         """Why it cannot run at all on this device, in this type, with these heads, in a few words, or "";
-        found by running it on a small grid. What fails in a Hyena layer is a fault, and is raised."""
-        small = replace(shape, height=8, width=8, batch=1, extent=(8, 8))
-        x = torch.randn(1, 64, shape.dim, device=shape.device, dtype=shape.dtype, requires_grad=backward)
-        try:
-            with torch.set_grad_enabled(backward):
-                y = self.build(small).to(shape.device, shape.dtype)(x, small.size)
-                if backward:
-                    y.sum().backward()
-        except ImportError as error:
-            return f"{error.name or error} is not installed"
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            if self.family == "hyena":
-                raise
-            return str(error).split(". ")[0].split("\n")[0] or type(error).__name__
-        return ""
+        found by running it on a small grid, once. What fails in a Hyena layer is a fault, and is raised."""
+        return _missing(self, replace(shape, height=8, width=8, batch=1, extent=(8, 8)), backward)
+
+
+@lru_cache(maxsize=1024)
+def _missing(kind: Kind, small: Shape, backward: bool) -> str:
+    x = torch.randn(1, small.tokens, small.dim, device=small.device, dtype=small.dtype, requires_grad=backward)
+    try:
+        with torch.set_grad_enabled(backward), environment.variables_set({environment.TUNE: "0"}):
+            y = kind.build(small).to(small.device, small.dtype)(x, small.size)
+            if backward:
+                y.sum().backward()
+    except ImportError as error:
+        return f"{error.name or error} is not installed"
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        if kind.family == "hyena":
+            raise
+        return str(error).split(". ")[0].split("\n")[0] or type(error).__name__
+    return ""
 
 
 def _attention(name: str, attend: Callable[[Tensor, Tensor, Tensor], Tensor], matrices: int = 0) -> Kind:

@@ -91,12 +91,14 @@ def measure(
     backward: bool = False,
     expected_seconds: Callable[[Kind], float] | None = None,
     on_kind: Callable[[str], None] = lambda kind: None,
+    failures: list[str] | None = None,
 ) -> list[Row]:
     """Rows for ``kinds``, those in ``KINDS`` by name, at one shape; pixels: (height, width) of its picture.
 
     ``backward`` times forward and backward together, gradients of input and weights.
     ``expected_seconds`` says how long a call will take, unless given by a trial on a smaller grid. Raises
-    SdHyenaError if a layer does not return what its definition says: no times are reported then.
+    SdHyenaError if a layer does not return what its definition says: no times are reported then; with a list of
+    ``failures``, what is wrong with a kind goes there, and the others are measured.
     """
     rows: list[Row] = []
     candidates: list[_Candidate] = []
@@ -106,19 +108,16 @@ def measure(
         for kind in (KINDS[kind] if isinstance(kind, str) else kind for kind in kinds):
             row = Row(pixels[1], pixels[0], shape.batch, kind.name, kind.family, backward)
             rows.append(row)
-            row.note = _reason_to_skip(kind, shape, limits, backward, expected_seconds)
-            if row.note:
-                continue
-            on_kind(kind.name)
             try:
+                row.note = _reason_to_skip(kind, shape, limits, backward, expected_seconds)
+                if row.note:
+                    continue
+                on_kind(kind.name)
                 candidates.append(_prepare(kind, row, shape, x, limits))
-            except SdHyenaError:
-                raise
-            except RuntimeError as error:  # OutOfMemoryError is one, and on a CPU the only sign of it
-                memory = isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error)
-                if kind.family == "hyena" and not memory:
-                    raise
-                row.note = "skipped: out of memory" if memory else f"failed: {' '.join(str(error).split())[:120]}"
+            except Exception as error:
+                row.note = _reason_for(error, kind, fatal=failures is None)
+                if failures is not None and not row.note.startswith("skipped"):
+                    failures.append(f"{kind.name} at {pixels[1]} px, batch {shape.batch}: {row.note}")
             gc.collect()
         warm = {c.kind.name: c.call for c in candidates if c.first_ms <= 1000 * limits.single_seconds}
         timings = interleaved(warm, shape.device, limits.repeats, limits.budget)
@@ -128,6 +127,16 @@ def measure(
             c.row.note = "one call, without warm-up"
     _compare(rows)
     return rows
+
+
+def _reason_for(error: Exception, kind: Kind, fatal: bool) -> str:
+    """What a row says of a kind that failed. With ``fatal``, raises what is no other's fault than ours."""
+    memory = isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "allocate" in str(error))
+    if memory and not isinstance(error, SdHyenaError):  # on a CPU its text is the only sign of it
+        return "skipped: out of memory"
+    if fatal and (kind.family == "hyena" or not isinstance(error, RuntimeError) or isinstance(error, SdHyenaError)):
+        raise error
+    return f"failed: {' '.join(str(error).split())[:160]}"
 
 
 @contextmanager
@@ -225,6 +234,8 @@ def _prepare(kind: Kind, row: Row, shape: Shape, x: Tensor, limits: Limits) -> _
         call()
         results.clear()
 
+    if shape.device.type == "cuda" and kind.family == "hyena":
+        call()  # kernels are compiled and tuned in their first call, which says nothing of the next ones
     first_ms = stopwatch(shape.device)(run_and_check)
     if first_ms <= 1000 * limits.single_seconds:  # as it is from the second call on, with what was kept
         run_and_check()
@@ -274,6 +285,7 @@ def measure_sizes(
     backward: bool = False,
     report: Callable[[list[Row]], None] = lambda rows: None,
     on_kind: Callable[[int, str], None] = lambda width, kind: None,
+    failures: list[str] | None = None,
 ) -> list[Row]:
     """:func:`measure` for square pictures of growing widths in px; ``report`` gets each width's rows."""
     known: dict[str, tuple[int, float]] = {}  # kind -> tokens and seconds of the last size it ran at
@@ -293,6 +305,7 @@ def measure_sizes(
             backward=backward,
             expected_seconds=partial(expected_seconds, tokens=shape.tokens),
             on_kind=partial(on_kind, width),
+            failures=failures,
         )
         known |= {row.kind: (shape.tokens, row.timing.median / 1000) for row in found if row.timing}
         rows += found

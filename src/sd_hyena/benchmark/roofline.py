@@ -109,7 +109,7 @@ def _kernel_parts(operator: Any, unit: int, size: int, signal: Callable, several
 
     features = operator.features.query.weight.shape[1]  # of one head
     yield Part("short filter and gate", 6 * unit * size, 3 * unit * 18, several(short_gate))
-    yield Part(f"attend and gate ({heads} heads)", 6 * unit * size, 12 * unit * features, several(attend))
+    yield Part(f"attend and gate ({heads} heads)", 5 * unit * size, 8 * unit * features, several(attend))
 
 
 def _convolutions(
@@ -161,7 +161,6 @@ def _together(calls: Sequence[Callable[[], object]], device: torch.device) -> Ca
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    graph.replay()
     return graph.replay
 
 

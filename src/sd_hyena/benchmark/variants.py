@@ -3,9 +3,7 @@ write it first, by torch.fft alone. Kinds like those in :mod:`.kinds`, to be mea
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +38,7 @@ class Under(Wrapped):
         self.variables = dict(variables)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        with variables_set(self.variables):
+        with environment.variables_set(self.variables):
             return self.layer(x, size)
 
 
@@ -108,20 +106,6 @@ class PlainFFT(Wrapped):
         spectrum = torch.fft.rfft2(k, s=shape)
         spectrum[:, 0, 0] += gain * (shape[0] * shape[1] / (size[0] * size[1]))  # the mean over the grid
         return spectrum
-
-
-@contextmanager
-def variables_set(variables: Mapping[str, str]) -> Iterator[None]:
-    """Within, these variables have these values."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 def by_backend(kind: str, backend: dispatch.Backend) -> Kind:

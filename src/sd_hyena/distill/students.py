@@ -94,7 +94,7 @@ def start_from_teacher(operator: nn.Module, attention: nn.Module, records: Seque
     position, measured on ``records``, or at zero without any. A causal operator takes what it can: its value
     projection, the output projection and gates of 1.
     """
-    value, out = attention.to_v, _output_linear(attention)
+    value, out = attention.to_v, projections_of(attention)[3]
     order = operator.order
     if getattr(operator, "form", "full") == "full":
         weights = [attention.to_q.weight, *[attention.to_k.weight] * (order - 1), value.weight]
@@ -110,10 +110,6 @@ def start_from_teacher(operator: nn.Module, attention: nn.Module, records: Seque
         _start_hyena2d(operator, attention, records)
     elif isinstance(operator, HyenaOperator):
         _start_causal(operator, value.weight)
-
-
-def _output_linear(attention: nn.Module) -> nn.Linear:
-    return attention.to_out[0] if isinstance(attention.to_out, nn.ModuleList) else attention.to_out
 
 
 def _start_causal(operator: nn.Module, value: Tensor) -> None:

@@ -212,7 +212,7 @@ def columns(spectral: Tensor, spectrum: Tensor, constants: Matrices, h: int) -> 
             f, g = (plus - shifted) * turn.conj(), (back - shifted_back) * turn
         else:
             f, g = plus + shifted, back + shifted_back
-        p, m = (f + g).to(torch.promote_types(torch.complex64, f.dtype)), f - g
+        p, m = f + g, f - g
         count = len(range(parity, h, 2))
         upper = torch.cat([p.real, p.imag], -1).to(dtype)
         lower = torch.cat([-m.imag, m.real], -1).to(dtype)

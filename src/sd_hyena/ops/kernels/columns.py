@@ -123,7 +123,8 @@ def all_columns(
 )  # fmt: skip
 @triton.jit
 def _columns(
-    x_ptr, k_ptr, cosine_ptr, sine_ptr, twiddle_ptr, y_ptr, images, channels, h, rows, quarter: tl.constexpr, half, k_stride,
+    x_ptr, k_ptr, cosine_ptr, sine_ptr, twiddle_ptr, y_ptr,
+    images, channels, h, rows, quarter: tl.constexpr, half, k_stride,
     T: tl.constexpr, F: tl.constexpr, QB: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     # Images follow one another, so that a channel's spectrum is read from memory once.

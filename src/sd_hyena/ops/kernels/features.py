@@ -44,7 +44,8 @@ def _logarithms(
 @triton.jit
 def _sums(
     k_ptr, u_ptr, weight_ptr, bias_ptr, best_ptr, total_ptr, state_ptr, channels, cells, per, width, features,
-    D: tl.constexpr, E: tl.constexpr, FINE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, TOKENS: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, FINE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    TOKENS: tl.constexpr,
 ):  # fmt: skip
     """One share of one head's tokens: each feature's largest logarithm, its sum, and the values it weighs."""
     split = tl.program_id(0)
@@ -110,7 +111,8 @@ def _join(
 def _apply(
     q_ptr, y_ptr, weight_ptr, bias_ptr, logs_ptr, mean_ptr, gain_ptr, scale_ptr, out_ptr,
     channels, cells, width, features, out_stride,
-    D: tl.constexpr, E: tl.constexpr, FINE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, TOKENS: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, FINE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    TOKENS: tl.constexpr,
 ):  # fmt: skip
     """``(1 + scale q) (y + gain attention(q))`` for a tile of one head's tokens."""
     head = tl.program_id(1)

@@ -86,10 +86,10 @@ def convolve(
 ) -> Tensor:
     """``K ** u``, times ``1 + scale q`` if ``gate`` = (q, scale) is given.
 
-    u: (B, D, h, w), contiguous, h, w <= 128 (what a multiprocessor holds); spectrum: from :func:`sd_hyena.ops.gemm_conv.kernel_spectrum`
-    in float16; q: like u; scale: (D,); out: where the result goes, (B, D, h, w) of any type, its planes of one image
-    contiguous. Multiplies in the spectrum's type. Returns ``out``, or a new one in u's type. The twin is
-    :func:`sd_hyena.ops.gemm_conv.convolve`.
+    u: (B, D, h, w), contiguous, h, w <= 128 (what a multiprocessor holds); spectrum: from
+    :func:`sd_hyena.ops.gemm_conv.kernel_spectrum` in float16; q: like u; scale: (D,); out: where the result goes, (B,
+    D, h, w) of any type, its planes of one image contiguous. Multiplies in the spectrum's type. Returns ``out``, or a
+    new one in u's type. The twin is :func:`sd_hyena.ops.gemm_conv.convolve`.
     """
     b, d, h, w = u.shape
     size = lengths((h, w), radius)
