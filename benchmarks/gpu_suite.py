@@ -39,7 +39,7 @@ if any(
 
 import torch  # noqa: E402
 
-from sd_hyena.benchmark import report, roofline, variants  # noqa: E402
+from sd_hyena.benchmark import report, roofline, ways  # noqa: E402
 from sd_hyena.benchmark.kinds import KINDS, Kind  # noqa: E402
 from sd_hyena.benchmark.measure import Limits, Row  # noqa: E402
 from sd_hyena.benchmark.settings import ALL_KINDS, ImageSettings  # noqa: E402
@@ -121,7 +121,7 @@ def sections(suite: Suite, plan: Plan) -> list[tuple[str, str, Callable[[], str]
     at = f"at {width} px, batch {batch}"
     brief = Limits(repeats=30, budget=12, max_seconds=20)
     others: list[str | Kind] = [*ATTENTION, *OURS, *variations()]
-    graphs: list[str | Kind] = [variants.graphed(kind) for kind in (*ATTENTION, *OURS)]
+    graphs: list[str | Kind] = [ways.graphed(kind) for kind in (*ATTENTION, *OURS)]
     px, size, steps = plan.training
     return [
         ("tests", "The kernels' own tests", lambda: kernel_tests(suite, plan.quick)),
@@ -166,8 +166,8 @@ def variations() -> list[Kind]:
     """Ours by each backend, by plain torch.fft and with low memory."""
     made = []
     for kind in OURS:
-        made += [variants.by_backend(kind, backend) for backend in dispatch.BACKENDS]
-        made += [variants.plain_fft(kind), variants.low_memory(kind)]
+        made += [ways.by_backend(kind, backend) for backend in dispatch.BACKENDS]
+        made += [ways.plain_fft(kind), ways.low_memory(kind)]
     return made
 
 

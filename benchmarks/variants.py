@@ -82,6 +82,16 @@ class OuterProduct(_Variant):
         return local + gate * attended  # the local part has met its gates
 
 
+class PerHead(Hyena2D):
+    """One kernel for each attention head, for all of its channels; built with as many channels to a kernel."""
+
+    def kernels(
+        self, grid: tuple[int, int], index: int, channels: slice, hidden: Tensor, rows: slice = slice(None)
+    ) -> Tensor:
+        own = torch.arange(channels.start, channels.stop) // (self.inner_dim // self.attention_heads)
+        return self.filter(grid, own, hidden, rows)
+
+
 class _FlatWindow(nn.Module):
     def forward(self, distance: Tensor, channels: Tensor | slice = slice(None)) -> Tensor:
         count = len(range(*channels.indices(self.channels))) if isinstance(channels, slice) else len(channels)
@@ -115,6 +125,16 @@ def as_class(kind: type[Hyena2D]) -> Callable[[Hyena2D], None]:
         operator.short_filter.__class__ = _ShortFilter
 
     return change
+
+
+def per_head(operator: Hyena2D) -> None:
+    if operator.num_heads * operator.attention_heads != operator.inner_dim:
+        raise ValueError("needs as many channels to a kernel as a head has")
+    fit, operator.__class__ = operator.filter.fit_, PerHead
+    operator.num_heads = 1  # what is fitted comes by channel ...
+    operator.filter.fit_ = lambda target: fit(
+        target.unflatten(0, (operator.attention_heads, -1)).mean(1)
+    )  # ... by head
 
 
 def window(make: Callable[[int], nn.Module]) -> Callable[[Hyena2D], None]:

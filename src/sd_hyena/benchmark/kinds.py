@@ -92,7 +92,7 @@ class Projections(Attention):
 
 
 class LinearAttention(Attention):
-    """Normalised linear attention, elu + 1, as LinFusion uses it (https://arxiv.org/abs/2409.02097)."""
+    """Normalised linear attention, elu + 1: LinFusion's (https://arxiv.org/abs/2409.02097) without its extra MLPs."""
 
     def expected(self, x: Tensor, size: tuple[int, int], tokens: Tensor) -> Tensor:
         return references.linear_attention(x, self.projections, self.heads, tokens)

@@ -81,7 +81,7 @@ class TrainSettings:
     n_held_out: int = option(32, "further pictures, for measuring only")
     draw_steps: int = option(12, "diffusion steps for drawing them")
     # Guidance runs half its passes on the empty prompt.
-    unconditional: float = option(0.3, "share of the inputs whose prompt is replaced by the empty one")
+    unconditional: float = option(0.3, "share of the inputs without their prompt; pairs of stage 2 have both")
     lr_scheduler: str = option("cosine", "learning rate schedule", choices=SCHEDULERS)
     lr_warmup_steps: int = option(20, "steps of linear warm-up")
     weight_decay: float = option(0.01, "of the projections; filters have none")

@@ -37,6 +37,7 @@ def summary(result: Evaluation) -> Table:
     columns: list[tuple[str, Callable[[Row], str]]] = [
         ("", lambda row: row.label),
         ("PSNR, mean", lambda row: decibels(_distance(row, "psnr_mean_db"))),
+        ("median", lambda row: decibels(_distance(row, "psnr_median_db"))),
         ("worst", lambda row: decibels(_distance(row, "psnr_min_db"))),
         ("SSIM", lambda row: f"{_distance(row, 'ssim_mean'):.3f}" if row.distances else "-"),
         ("latent distance", lambda row: short(_distance(row, "latent_distance_mean"))),
