@@ -44,9 +44,9 @@ def cases() -> list[tuple[str, Any, dict[str, Any]]]:
         found.append((f"columns {grid}x{grid}", columns._columns, {"quarter": grid // 2, "T": t, **DOT}))
     found.append(("short filter and gate", short_gate._short_gate, {"TAPS": 3, "OFFSET": True, "KEYS": True}))
     found.append(("gate", short_gate._gate, {}))
-    found.append(("sums over keys", features._sums, {"D": 64, "E": 128, **DOT}))
-    found.append(("join of shares", features._join, {"SPLITS": 4, "D": 64, "E": 128}))
-    found.append(("attend and gate", features._apply, {"D": 64, "E": 128, **DOT}))
+    found.append(("sums over keys", features._sums, {"D": 64, "E": 128, "FINE": False, **DOT}))
+    found.append(("join of shares", features._join, {"SPLITS": 64, "D": 64, "E": 128, "SOME": 16}))
+    found.append(("attend and gate", features._apply, {"D": 64, "E": 128, "FINE": False, **DOT}))
     return found
 
 

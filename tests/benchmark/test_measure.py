@@ -7,10 +7,11 @@ import time
 import pytest
 import torch
 
-from sd_hyena.benchmark import measure, memory, report
+from sd_hyena.benchmark import kinds, measure, memory, report
 from sd_hyena.benchmark.kinds import Shape
 from sd_hyena.benchmark.measure import Limits, Row, crossover, measure_sizes
 from sd_hyena.benchmark.timing import Timing, interleaved
+from sd_hyena.errors import SdHyenaError
 from sd_hyena.nn import spectrum_cache
 
 CPU = torch.device("cpu")
@@ -163,3 +164,17 @@ def test_comparison_matches_rows_of_the_same_shape():
     old = [row(256, "x", 4.0, 1.0).record(), row(512, "x", 9.0, 2.0).record()]
     new = [row(256, "x", 2.0, 3.0).record(), row(512, "y", 1.0, 1.0).record()]
     assert report.compare_records(old, new) == [["x, 256x256 px", "4.0", "2.0", "2.00x", "1.00x", "3.00x"]]
+
+
+def test_one_kind_that_fails_need_not_cost_the_others(monkeypatch):
+    """A suite notes what is wrong, and measures on."""
+    monkeypatch.setattr(kinds, "softmax_attention", lambda q, k, v: 0 * v)
+    with pytest.raises(SdHyenaError, match="naive is off by"):
+        measure_sizes(shape_at, [64], ["naive", "linear"], Limits(1, 0))
+    failures = []
+    rows = measure_sizes(shape_at, [64], ["naive", "linear"], Limits(1, 0), failures=failures)
+    assert rows[0].timing is None
+    assert rows[0].note.startswith("failed: naive is off by")
+    assert rows[1].timing is not None
+    assert len(failures) == 1
+    assert failures[0].startswith("naive at 64 px, batch 1: failed: naive is off by")

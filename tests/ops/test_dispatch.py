@@ -73,6 +73,16 @@ def test_a_name_in_the_environment_wins_and_what_it_cannot_take_is_said(compiled
         dispatch.choose(case())
 
 
+def test_on_a_cpu_kernels_are_for_those_who_ask(monkeypatch):
+    """Triton's interpreter would take minutes for what takes milliseconds."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    if dispatch.kernels().launch.refuses(CPU):
+        pytest.skip("Triton compiles")
+    assert dispatch.choose(case(device=CPU)).name == "fft"
+    monkeypatch.setenv(environment.KERNEL, "flash")
+    assert dispatch.choose(case(device=CPU)).name == "flash"
+
+
 def test_the_names_that_can_be_asked_for_are_those_there_are():
     assert tuple(backend.name for backend in dispatch.BACKENDS) == environment.KERNELS
 
