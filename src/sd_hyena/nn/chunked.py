@@ -22,7 +22,8 @@ from .projections import Projection, apply, input_projection, is_plain, wants_gr
 if TYPE_CHECKING:
     from .hyena2d import Hyena2D
 
-CHUNK = 2**21  # projected elements worked on at once, and at most half as many as the input has
+CHUNK = 2**21  # projected elements worked on at once, and at most half as many as the input has ...
+SMALL = 2**18  # ... unless that is smaller than this: then calls cost more than memory
 TILE = 2**13  # cells of a large grid projected at once
 TRANSFORMS = 2**22  # bytes that the transforms of a few planes take
 BLOCK = 2**12  # tokens whose output projection is computed at once
@@ -51,7 +52,8 @@ def forward(
         project = input_projection(inputs, x.unflatten(1, size), operator.inner_dim)
         y = x.new_empty(b, h, w, operator.inner_dim)
         images = max(1, min(b, CHUNK // (cells * parts * operator.inner_dim)))
-        groups = operator.channel_groups(min(CHUNK, x.numel() // 2) // (cells * parts))
+        most = CHUNK if x.numel() <= SMALL else min(CHUNK, x.numel() // 2)
+        groups = operator.channel_groups(most // (cells * parts))
         workspace: dict[int | str, Tensor] = {}
         width = groups[0].stop
         projected = cells * parts * width * x.element_size()
