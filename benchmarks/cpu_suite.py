@@ -36,7 +36,7 @@ def main() -> int:
     shapes, image = (((64, 2), (128, 1)), 128) if args.quick else (SHAPES, 1024)
     command = "python benchmarks/cpu_suite.py" + (" --quick" if args.quick else "") + (" --full" if args.full else "")
     suite = Suite(args.out, "CPU: one layer, and a whole generation", command, "cpu", torch.float32, print)
-    few = Limits(repeats=9, budget=6, max_seconds=90)
+    few = Limits(repeats=2, budget=0.5) if args.quick else Limits(repeats=9, budget=6, max_seconds=90)
     widths = [64, 128] if args.quick else [256, 512, 768, 1024, 2048]
     first, batch = shapes[0]
 

@@ -119,7 +119,8 @@ def sections(suite: Suite, plan: Plan) -> list[tuple[str, str, Callable[[], str]
     dtypes = [torch.float32, torch.bfloat16] + ([torch.float16] if cuda else [])
     width, batch = plan.layer
     at = f"at {width} px, batch {batch}"
-    brief = Limits(repeats=30, budget=12, max_seconds=20)
+    usual = Limits(repeats=2, budget=0.5) if plan.quick else Limits(repeats=50, budget=20)
+    brief = usual if plan.quick else Limits(repeats=30, budget=12, max_seconds=20)
     others: list[str | Kind] = [*ATTENTION, *OURS, *variations()]
     graphs: list[str | Kind] = [ways.graphed(kind) for kind in (*ATTENTION, *OURS)]
     px, size, steps = plan.training
@@ -129,7 +130,7 @@ def sections(suite: Suite, plan: Plan) -> list[tuple[str, str, Callable[[], str]
         (
             "layer",
             f"Every kind {at}",
-            lambda: suite.layer(width, batch, list(ALL_KINDS), Limits(repeats=50, budget=20)),
+            lambda: suite.layer(width, batch, list(ALL_KINDS), usual),
         ),
         ("sizes", "By image size", lambda: suite.sizes(plan.widths, BY_SIZE, brief)),
         ("variants", f"The layer's variants {at}", lambda: suite.layer(width, batch, others, brief, name="variants")),
@@ -211,7 +212,7 @@ def against_ceilings(suite: Suite, plan: Plan) -> str:
     )
     for (h, w), batch in plan.parts:
         found = list(roofline.parts((h, w), batch, dtype, suite.device, dim))
-        roofline.time_parts(found, suite.device)
+        roofline.time_parts(found, suite.device, *((2, 0.5) if plan.quick else ()))
         for part in found:
             suite.records.append(
                 {"section": "parts", "kind": part.name, "width": 8 * w, "height": 8 * h, "batch": batch,

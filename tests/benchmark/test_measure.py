@@ -17,6 +17,14 @@ from sd_hyena.nn import spectrum_cache
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_known():
+    """What can run here is found out once; these tests change it."""
+    kinds._missing.cache_clear()
+    yield
+    kinds._missing.cache_clear()
+
+
 def shape_at(width):
     return Shape(16, 2, width // 8, width // 8, 1, torch.float32, CPU, (8, 8))
 
