@@ -71,7 +71,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, number, sta
     command = [sys.executable, "-m", "sd_hyena", "prepare", *SMALL, *options, "-o"]
     assert subprocess.run([*command, str(straight)], capture_output=True).returncode == 0
     command.append(str(data))
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+    )
     until = time.time() + 120
     manifest = data / "manifest.json"
     while not (manifest.exists() and '"file"' in manifest.read_text()):  # one shard is finished

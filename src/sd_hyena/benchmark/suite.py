@@ -154,6 +154,8 @@ class Suite:
         self.records += [row.record() for row in rows]
 
     def _figure(self, name: str, title: str, plot: Callable[..., None], rows: Sequence[Any]) -> str:
+        if all(row.record()["ms"] is None for row in rows):
+            return ""
         paths = [Path(f"{self.stem}-{name}{suffix}") for suffix in (".png", ".svg")]
         try:
             plot(rows, f"{title}\n{describe(self.facts)}, {self.facts['date']}", *paths)
