@@ -1,7 +1,6 @@
 """``sd-hyena prepare`` as a user types it, and training on what it makes, on the bundled model at 64 px."""
 
 import json
-import os
 import shlex
 import signal
 import subprocess
