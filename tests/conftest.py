@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Kernels are tested in Triton's interpreter, or compiled on the device that SD_HYENA_TEST_DEVICE names.
@@ -13,6 +14,8 @@ if DEVICE == "cpu":
 
 import pytest  # noqa: E402 - torch and triton read the environment when imported
 import torch  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
 
 torch.backends.cudnn.allow_tf32 = False  # float32 means float32
 
@@ -76,6 +79,29 @@ def assert_close(name, reference, got, ratio):
     scale = reference.double().square().mean().sqrt()
     assert torch.isfinite(got).all(), f"{name} has values that are not finite"
     assert error <= ratio * scale, f"{name}: relative RMS {error / scale:.2e} > {ratio:.0e}"
+
+
+class TensorBytes(TorchDispatchMode):
+    """``peak``: most bytes at once of tensors that were made within the block, whoever computes what is in them."""
+
+    held = peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata not in inputs:  # neither a view nor written in place
+                inputs.add(storage._cdata)
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
+        return result
+
+    def _count(self, nbytes):
+        self.held += nbytes
+        self.peak = max(self.peak, self.held)
 
 
 @pytest.fixture(autouse=True)
