@@ -27,6 +27,7 @@ LAYER = {
     "benchmark": 7,
     "distill": 7,
     "evaluate": 8,
+    "anatomy": 9,
     "demo": 9,
     "cli": 10,
 }

@@ -13,6 +13,7 @@ from ..ops import environment
 from ..settings import canonical_flags
 
 COMMANDS = {
+    "anatomy": "show what a model's self-attention looks like, and what could replace it",
     "prepare": "have a model make the data its students learn from",
     "train": "teach Hyena layers to do what a model's self-attention does",
     "generate": "draw pictures with any set of layers replaced",

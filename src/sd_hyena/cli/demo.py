@@ -32,7 +32,8 @@ def run(args: dict[str, Any]) -> int:
         raise UsageError(f"{out / 'report.html'} exists: choose another --out_dir, or give --overwrite")
 
     from ..demo.run import DemoSettings, demonstrate
-    from .display import console, evaluation_tables, layer_table, phase, training_progress
+    from ..evaluate.tables import all_tables, ratio_line
+    from .display import console, layer_table, phase, print_tables, training_progress
 
     device = choose_device(args["device"])
     settings = DemoSettings(
@@ -47,7 +48,7 @@ def run(args: dict[str, Any]) -> int:
     with training_progress(settings.n_steps) as advance:
         result = demonstrate(settings, phase, advance)
     layer_table(result.training)
-    evaluation_tables(result.evaluation)
+    print_tables(all_tables(result.evaluation), ratio_line(result.evaluation))
     for row in result.rows:
         if row.timing and row.ratio and row.family != "attention":
             speed = f"{row.timing.median:.1f} ms, {row.ratio:.2f}x the best attention's speed"

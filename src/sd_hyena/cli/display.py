@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -125,17 +125,17 @@ def counting_progress() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def evaluation_tables(result: Any) -> None:
-    """Every table of an evaluation; where the output is no terminal, as wide as it needs to be."""
-    from ..evaluate.tables import all_tables, ratio_line
-
+def print_tables(tables: Sequence[Any], after_first: str = "") -> None:
+    """Tables with their titles, and a line after the first; where the output is no terminal, as wide as they need to
+    be."""
     wide = console if console.is_terminal else Console(highlight=False, markup=False, width=WIDTH_OF_FILES)
-    for number, content in enumerate(all_tables(result)):
+    for number, content in enumerate(tables):
         table = Table(title=content.title)
         for position, heading in enumerate(content.headings):
-            table.add_column(heading, justify="right" if position else "left")
+            words = not position or heading == "advice"
+            table.add_column(heading, justify="left" if words else "right", no_wrap=words)
         for line in content.lines:
             table.add_row(*line)
         wide.print(table)
-        if number == 0 and ratio_line(result):
-            wide.print(ratio_line(result))
+        if number == 0 and after_first:
+            wide.print(after_first)

@@ -45,8 +45,9 @@ def _evaluate(settings: EvaluateSettings, source: ModelSource, prompts: list[str
     from ..evaluate.report import write_report
     from ..evaluate.run import evaluate
     from ..evaluate.scores import make_scores
+    from ..evaluate.tables import all_tables, ratio_line
     from ..models import load_pipeline
-    from .display import console, counting_progress, evaluation_tables, phase, preparing_progress, training_progress
+    from .display import console, counting_progress, phase, preparing_progress, print_tables, training_progress
 
     scores = make_scores(settings, prompts, device)
     phase(f"loading {source.name}")
@@ -61,7 +62,7 @@ def _evaluate(settings: EvaluateSettings, source: ModelSource, prompts: list[str
     students = dict(zip(labels(entries), entries, strict=True))
     with counting_progress() as progress:
         result = evaluate(pipe, students, settings, prompts, baseline, scores, phase, progress)
-    evaluation_tables(result)
+    print_tables(all_tables(result), ratio_line(result))
     if settings.out_dir:
         for path in write_report(Path(settings.out_dir), result):
             console.print(str(path), soft_wrap=True)

@@ -30,15 +30,25 @@ class HeldOut:
         latents: (N, C, h, w), drawn by the teacher for ``prompts``.
         bands: how many equal parts the training timesteps are cut into.
         samples: noised latents in each band, at timesteps spread evenly over it.
+        states: for a pipeline without a text encoder, what stands for every prompt's states, in the order in which
+            ``encode_prompt`` returns them, (1, tokens, D) each.
     """
 
-    def __init__(self, pipe: Any, latents: Tensor, prompts: Sequence[str], bands: int, samples: int) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        latents: Tensor,
+        prompts: Sequence[str],
+        bands: int,
+        samples: int,
+        states: tuple[Tensor, ...] | None = None,
+    ) -> None:
         from diffusers import DDPMScheduler
 
         self.pipe, self.latents, self.prompts, self.samples = pipe, latents, list(prompts), samples
         self.noising = DDPMScheduler.from_config(pipe.scheduler.config)
         self.edges = band_edges(self.noising.config.num_train_timesteps, bands)
-        self._texts: dict[str, tuple[Tensor, ...]] = {}
+        self._texts = {} if states is None else dict.fromkeys(prompts, states)
 
     def __iter__(self) -> Iterator[Inputs]:
         """All calls, band by band."""

@@ -14,7 +14,7 @@ from ..generate.draw import contact_sheet, save_png
 from . import page
 from .plot import plot_errors
 from .run import Evaluation, Row, command
-from .tables import Table, all_tables, decibels, ratio_line, short, summary
+from .tables import all_tables, decibels, markdown_table, ratio_line, short, summary
 
 SHEET_COLUMNS = 8
 SHEET_SIDES = (192, 384)  # px; smaller pictures are enlarged on the sheet, larger ones reduced
@@ -74,15 +74,10 @@ def markdown(result: Evaluation) -> str:
     """The tables, and where and how they were measured."""
     parts = ["# Teacher against student", f"`{command(result.settings)}`", _where(result)]
     for table in all_tables(result):
-        parts += [f"## {table.title}", table.note, _markdown_table(table)]
+        parts += [f"## {table.title}", table.note, markdown_table(table)]
         if table.title == summary(result).title and ratio_line(result):
             parts.append(f"**{ratio_line(result)}**")
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(table: Table) -> str:
-    rule = ["---", *["---:"] * (len(table.headings) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (table.headings, rule, *table.lines))
 
 
 def _where(result: Evaluation) -> str:

@@ -24,6 +24,12 @@ class Table:
     lines: list[list[str]]
 
 
+def markdown_table(table: Table) -> str:
+    """Headings and lines as Markdown."""
+    rule = ["---", *["---:"] * (len(table.headings) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (table.headings, rule, *table.lines))
+
+
 def all_tables(result: Evaluation) -> list[Table]:
     """Those that have something to show: summary, attributes, whole UNet, layers of each student."""
     tables = [summary(result), attributes(result)]

@@ -1,0 +1,97 @@
+"""Figures of an anatomy: a heat map of layers by heads, and each head's mean attention by displacement."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from .heads import WINDOW
+from .run import Anatomy, LayerAnatomy
+
+REACH = 16  # cells to each side that the small pictures show
+
+
+def plot_heads(result: Anatomy, path: Path) -> None:
+    """Entropy, mass within 7x7 cells over the uniform share, and what the oracles leave; layers down, heads across."""
+    plt = _pyplot()
+    panels = [
+        ("entropy / log L", [layer.head("entropy") for layer in result.layers], 0.0, 1.0, "viridis"),
+        ("mass in 7x7 / uniform", [_concentration(layer) for layer in result.layers], 1.0, None, "magma"),
+        ("rank r leaves", [layer.head_error("rank") for layer in result.layers], 0.0, 1.0, "cividis"),
+        ("window + rank r leaves", [layer.head_error("window+rank") for layer in result.layers], 0.0, 1.0, "cividis"),
+    ]
+    rows, columns = len(result.layers), max(len(values) for values in panels[0][1])
+    wide = 1.4 + 0.34 * columns
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(max(9, wide * len(panels)), 1.4 + 0.3 * rows), constrained_layout=True, sharey=True
+    )
+    for axis, (title, values, low, high, colours) in zip(axes, panels, strict=True):
+        grid = torch.full((rows, columns), math.nan)
+        for r, row in enumerate(values):
+            grid[r, : len(row)] = torch.tensor(row)
+        image = axis.imshow(grid, vmin=low, vmax=high, cmap=colours, aspect="auto", interpolation="nearest")
+        if columns <= 8:
+            for r, row in enumerate(values):
+                for c, value in enumerate(row):
+                    red, green, blue, _ = image.cmap(image.norm(value))
+                    dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
+                    axis.text(c, r, _three(value), ha="center", va="center", fontsize=7, color="w" if dark else "k")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("head")
+        axis.set_xticks(range(0, columns, max(1, columns // 8)))
+        axis.set_yticks(range(rows), [f"{layer.name} ({layer.size[0]}x{layer.size[1]})" for layer in result.layers])
+        figure.colorbar(image, ax=axis, shrink=0.8)
+    figure.suptitle(f"Self-attention of {result.settings.name}, {result.settings.width}x{result.settings.height} px")
+    figure.savefig(path, dpi=120, format="png")
+    plt.close(figure)
+
+
+def _concentration(layer: LayerAnatomy) -> list[float]:
+    pairs = zip(layer.head(f"mass_{WINDOW}"), layer.head(f"uniform_{WINDOW}"), strict=True)
+    return [mass / uniform for mass, uniform in pairs]
+
+
+def _three(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+def plot_displacement(result: Anatomy, path: Path) -> None:
+    """A small picture of each head's mean attention around a query, each scaled to its own largest value."""
+    plt = _pyplot()
+    rows, columns = len(result.layers), max(len(layer.displacement) for layer in result.layers)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.2 + 1.05 * columns, 0.8 + 1.12 * rows), squeeze=False, constrained_layout=True
+    )
+    for row, layer in zip(axes, result.layers, strict=True):
+        h, w = layer.size
+        down, across = min(REACH, h - 1), min(REACH, w - 1)
+        for axis in row:
+            axis.axis("off")
+        for number, (axis, kernel) in enumerate(zip(row, layer.displacement, strict=False)):
+            shown = kernel[h - 1 - down : h + down, w - 1 - across : w + across]
+            axis.axis("on")
+            axis.imshow(shown.sqrt(), cmap="magma", vmin=0, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if number == 0:
+                axis.set_ylabel(f"{layer.name}\n{h}x{w}", fontsize=8)
+            if layer is result.layers[0]:
+                axis.set_title(f"head {number}", fontsize=8)
+    figure.suptitle(
+        f"Mean attention by displacement, up to {REACH} cells to each side\n"
+        f"{result.settings.name}; square root, each to its own maximum",
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=120, format="png")
+    plt.close(figure)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt

@@ -1,0 +1,122 @@
+"""What was found, in tables and words: for the terminal, Markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import SdHyenaError
+from ..evaluate.tables import Table, markdown_table
+from ..files import atomic_path
+from ..machine import describe
+from .figures import plot_displacement, plot_heads
+from .heads import WINDOW, WINDOWS
+from .run import Anatomy, LayerAnatomy
+from .settings import FILES
+
+# Thresholds of the advice, shares of a layer's output that an oracle may leave.
+FLAT, LOCAL = 0.05, 0.1
+FEW_CELLS = 64
+
+
+def advice(layer: LayerAnatomy) -> str:
+    """What could take the layer's place, from what the oracles leave."""
+    if layer.cells <= FEW_CELLS:
+        return "few cells: attention costs little, keep it"
+    if layer.error("rank") <= FLAT:
+        return f"flat: linear attention is enough (leaves {layer.error('rank'):.3f})"
+    if layer.error("window+rank") <= LOCAL:
+        return f"local and low rank: near + states (leaves {layer.error('window+rank'):.3f})"
+    return f"high rank: keep attention (the best oracle leaves {min(_errors(layer)):.2f})"
+
+
+def _errors(layer: LayerAnatomy) -> list[float]:
+    return [layer.error(name) for name in ("window", "rank", "window+rank", "displacement")]
+
+
+def tables(result: Anatomy) -> list[Table]:
+    """Layers, what changes with the timestep, and heads."""
+    return [_layers(result), _bands(result), _heads(result)]
+
+
+def _layers(result: Anatomy) -> Table:
+    columns: list[tuple[str, Callable[[LayerAnatomy], str]]] = [
+        ("layer", lambda layer: layer.name),
+        ("grid, r", lambda layer: f"{layer.size[0]}x{layer.size[1]}, {layer.rank}"),
+        ("entropy", lambda layer: f"{layer.mean('entropy'):.2f}"),
+        *(_mass(size) for size in WINDOWS),
+        ("stable rank", lambda layer: f"{layer.mean('stable_rank'):.1f}"),
+        ("window", lambda layer: f"{layer.error('window'):.3f}"),
+        ("rank r", lambda layer: f"{layer.error('rank'):.3f}"),
+        ("both", lambda layer: f"{layer.error('window+rank'):.3f}"),
+        ("displacement", lambda layer: f"{layer.error('displacement'):.3f}"),
+        ("advice", advice),
+    ]
+    note = (
+        "Entropy as a share of uniform attention's; the share of attention within so many cells, in brackets uniform "
+        "attention's; window (7x7), rank r, both, displacement: the error of the layer's output (1: a constant) if "
+        "only that part of the attention is kept, known exactly."
+    )
+    sampled = [layer for layer in result.layers if layer.queries < layer.cells]
+    if sampled:
+        note += f" Grids of more than {sampled[0].queries} cells were looked at from so many of them."
+    lines = [[text(layer) for _, text in columns] for layer in result.layers]
+    return Table("self-attention, layer by layer", note, [name for name, _ in columns], lines)
+
+
+def _mass(size: int) -> tuple[str, Callable[[LayerAnatomy], str]]:
+    def text(layer: LayerAnatomy) -> str:
+        return f"{layer.mean(f'mass_{size}'):.2f} ({layer.mean(f'uniform_{size}'):.2f})"
+
+    return f"in {size}x{size}", text
+
+
+def _heads(result: Anatomy) -> Table:
+    lines = []
+    for layer in result.layers:
+        columns = [layer.head(name) for name in ("entropy", f"mass_{WINDOW}", f"uniform_{WINDOW}", "stable_rank")]
+        columns += [layer.head_error(name) for name in ("window", "rank", "window+rank", "displacement")]
+        for number, (entropy, mass, uniform, rank, *errors) in enumerate(zip(*columns, strict=True)):
+            figures = [f"{entropy:.2f}", f"{mass:.2f} ({uniform:.2f})", f"{rank:.1f}", *(f"{e:.3f}" for e in errors)]
+            lines.append([layer.name, str(number), *figures])
+    headings = ["layer", "head", "entropy", "in 7x7", "stable rank", "window", "rank r", "both", "displacement"]
+    return Table("head by head", "Errors are of each head's own part of the layer's output.", headings, lines)
+
+
+def _bands(result: Anatomy) -> Table:
+    headings = ["layer", *(f"t {first}-{last}" for first, last in result.bands)]
+    lines = []
+    for layer in result.layers:
+        texts = [f"{b['errors']['rank']:.3f} / {b['errors']['window+rank']:.3f}" for b in layer.bands]
+        lines.append([layer.name, *texts])
+    return Table("by timestep", "What rank r leaves / what a 7x7 window and rank r leave.", headings, lines)
+
+
+def markdown(result: Anatomy) -> str:
+    """The tables, and what was looked at, where and how."""
+    s = result.settings
+    where = f"{s.width}x{s.height} px, {describe(result.machine)}, {result.machine['date']}."
+    parts = [f"# Anatomy of {s.name}", f"`{result.command()}`", where]
+    for table in tables(result):
+        parts += [f"## {table.title.capitalize()}", table.note, markdown_table(table)]
+        if table.headings[-1] == "advice":
+            parts += ["![layers by heads](anatomy.png)", "![attention by displacement](displacement.png)"]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(folder: Path, result: Anatomy) -> list[Path]:
+    """Writes anatomy.md, anatomy.json, anatomy.png and displacement.png; returns their paths. Raises SdHyenaError if
+    the folder cannot be written to."""
+    paths = [folder / name for name in FILES]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in zip(paths[:2], (markdown(result), json.dumps(result.record(), indent=1) + "\n"), strict=True):
+            with atomic_path(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        for path, plot in zip(paths[2:], (plot_heads, plot_displacement), strict=True):
+            with atomic_path(path) as temporary:
+                plot(result, temporary)
+    except OSError as error:
+        raise SdHyenaError(f"output folder {folder}: {error.strerror or error}") from None
+    return paths

@@ -1,0 +1,78 @@
+"""What ``sd-hyena anatomy`` can be told. Light: imports no torch."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..benchmark.settings import ARCHITECTURES
+from ..distill.prompts import default_prompts, read_prompts
+from ..errors import UsageError
+from ..models import DEMO
+from ..settings import option
+from ..targets import parse_names
+
+FILES = ("anatomy.md", "anatomy.json", "anatomy.png", "displacement.png")
+
+
+@dataclass
+class AnatomySettings:
+    """Settings of one examination. ``validate`` checks what needs no model."""
+
+    model: str = option("", "demo, a diffusers folder, a single file, a hub id", short="-m")
+    random_weights: str = option("", "instead of a model: this architecture, untrained", choices=("", *ARCHITECTURES))
+    target: str = option("all", "which layers to look at", short="-t")
+    prompts: str = option("", "file with one prompt a line; unless given, the bundled model's or a short general list")
+    num_prompts: int = option(4, "how many pictures the model draws, to look at itself on", short="-n")
+    width: int = option(512, "image width in px; demo: 256 unless given", short="-W")
+    height: int = option(512, "image height in px; demo: 256 unless given", short="-H")
+    steps: int = option(20, "diffusion steps of those pictures", short="-s")
+    cfg_scale: float = option(5.0, "classifier-free guidance scale of those pictures", short="-c")
+    seed: int = option(0, "of the first picture and of the choice of prompts", short="-k")
+    bands: int = option(3, "timestep bands")
+    samples: int = option(2, "noised latents in each band")
+    rank: int = option(16, "of the low-rank oracles; on small grids a quarter of the cells' root is enough")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    out: str = option("", f"folder for {', '.join(FILES)}; unless given, only print", short="-o")
+    overwrite: bool = option(False, "replace files that are already there")
+
+    def validate(self) -> None:
+        """Raises UsageError for the first setting that cannot work."""
+        if bool(self.model) == bool(self.random_weights):
+            raise UsageError("give either -m/--model or --random_weights")
+        parse_names(self.target)
+        limits = {
+            "num_prompts": (1, 1000),
+            "steps": (1, 1000),
+            "seed": (0, 2**63),
+            "bands": (1, 100),
+            "samples": (1, 1000),
+            "rank": (1, 256),
+        }
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(f"--{name} is {getattr(self, name)}, but must be from {low} to {high}")
+        if not (self.cfg_scale == 0 or 1 <= self.cfg_scale <= 100):
+            raise UsageError(f"--cfg_scale is {self.cfg_scale:g}, but must be 0 (no guidance) or from 1 to 100")
+        if self.out:
+            folder = Path(self.out)
+            if folder.exists() and not folder.is_dir():
+                raise UsageError(f"--out {folder}: is a file, but must be a folder")
+            existing = [folder / name for name in FILES if (folder / name).exists()]
+            if existing and not self.overwrite:
+                raise UsageError(f"{existing[0]} exists: choose another --out, or give --overwrite")
+
+    @property
+    def name(self) -> str:
+        """What is looked at, for titles."""
+        return self.model or f"{self.random_weights} (random weights)"
+
+    def read_prompts(self) -> list[str]:
+        """``num_prompts`` prompts: the first of the file, or some of the default list. Raises UsageError."""
+        if self.prompts:
+            lines = read_prompts(self.prompts)
+        else:
+            lines = list(default_prompts(self.model == DEMO))
+            random.Random(self.seed).shuffle(lines)
+        return [lines[i % len(lines)] for i in range(self.num_prompts)]
