@@ -6,7 +6,8 @@
 
 Every row is trained on the same pictures for the same number of steps; errors are on held-out latents, pictures
 on held-out prompts. Results are kept in STEM.json row by row, so that an interrupted run goes on with the next
-one; STEM.md is written from it. A row is measured again if the settings it was measured with are no longer its.
+one; STEM.md is written from it. A row is measured again if it was measured with other settings
+or another teacher.
 """
 
 from __future__ import annotations
@@ -143,7 +144,10 @@ class Bench:
 
     def identity(self, row: Row) -> dict[str, Any]:
         """What a stored row is compared with."""
-        own = {"pictures": self.args.pictures, "picture_steps": self.args.picture_steps}
+        own = {
+            "pictures": self.args.pictures, "picture_steps": self.args.picture_steps,
+            "teacher": self.teacher["attention_sha256"],
+        }  # fmt: skip
         # As it comes back from JSON, so that it can be compared.
         return json.loads(json.dumps(asdict(self.settings(row)) | own))
 

@@ -94,14 +94,17 @@ def test_without_a_text_encoder_latents_and_states_are_random(unet):
 
 
 @pytest.mark.parametrize(
-    ("rank", "both", "words"),
+    ("entropy", "rank", "both", "words"),
     [
-        (0.01, 0.005, "flat: linear attention is enough"),
-        (0.3, 0.04, "local and low rank: near + states"),
-        (0.6, 0.4, "high rank: keep attention"),
+        (0.95, 0.01, 0.005, "flat: linear attention is enough"),
+        (0.3, 0.01, 0.005, "low rank: linear attention is enough"),
+        (0.6, 0.3, 0.04, "local and low rank: near + states"),
+        (0.6, 0.6, 0.4, "high rank: keep attention"),
     ],
 )
-def test_advice(rank, both, words):
+def test_advice(entropy, rank, both, words):
     errors = {"window": 0.9, "rank": rank, "window+rank": both, "displacement": 0.9}
-    layer = LayerAnatomy("IN01", (32, 32), 16, 1024, [{"errors": errors, "heads": []}], torch.zeros(1, 63, 63))
+    layer = LayerAnatomy(
+        "IN01", (32, 32), 16, 1024, [{"errors": errors, "heads": [{"entropy": entropy}]}], torch.zeros(1, 63, 63)
+    )
     assert advice(layer).startswith(words)

@@ -21,7 +21,7 @@ def test_demo_writes_pictures_figures_and_a_report(tmp_path, capsys):
     assert set(figures["layers"]) == {"IN01", "IN02", "OUT09", "OUT10", "OUT11"}
     teacher, student = figures["evaluation"]["rows"]
     assert len(student["pictures"]["psnr"]) == 2
-    assert set(teacher["scores"]) == {"prompt_fidelity", "subject_as_asked", "colour_as_asked", "layout_as_asked"}
+    assert set(teacher["scores"]) == {"prompt_fidelity", "subject_as_asked", "ground_as_asked", "place_as_asked"}
     assert {row["width"] for row in figures["times"]} == {64, 128}
     for name in ("00_teacher.png", "01_student.png", "side_by_side.png", "times.png"):
         Image.open(out / name).verify()

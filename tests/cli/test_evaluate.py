@@ -77,7 +77,7 @@ def test_every_figure_of_every_row(evaluated):
         assert len(row["pictures"]["psnr"]) == len(row["pictures"]["ssim"]) == len(row["pictures"]["latent"]) == 2
         assert set(row["unet"]) == {"conditional", "guided"}
         assert len(row["unet"]["guided"]["bands"]) == 2
-        assert set(row["scores"]) == {"prompt_fidelity", "subject_as_asked", "colour_as_asked", "layout_as_asked"}
+        assert set(row["scores"]) == {"prompt_fidelity", "subject_as_asked", "ground_as_asked", "place_as_asked"}
     # Closer first: the harmless changes, then two layers, then those and a third one that knows nothing.
     errors = [row["unet"]["conditional"]["relative_error"] for row in figures["rows"][1:]]
     assert errors == sorted(errors)

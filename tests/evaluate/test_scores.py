@@ -68,7 +68,7 @@ def test_the_bundled_scorer_judges_its_own_captions_only():
     demo = EvaluateSettings(model="demo")
     (score,) = make_scores(demo, CAPTIONS, "cpu")
     figures = score(drawing(), None, CAPTIONS)
-    shares = [figures[f"{name}_as_asked"] for name in ("subject", "colour", "layout")]
+    shares = [figures[f"{name}_as_asked"] for name in ("subject", "ground", "place")]
     assert figures["prompt_fidelity"] == pytest.approx(sum(shares) / 3)
     assert make_scores(demo, ["a castle on a hill"], "cpu") == []
     assert make_scores(EvaluateSettings(model="elsewhere"), CAPTIONS, "cpu") == []

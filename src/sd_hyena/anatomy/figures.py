@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +22,7 @@ def plot_heads(result: Anatomy, path: Path) -> None:
         ("entropy / log L", [layer.head("entropy") for layer in result.layers], 0.0, 1.0, "viridis"),
         ("mass in 7x7 / uniform", [_concentration(layer) for layer in result.layers], 1.0, None, "magma"),
         ("rank r leaves", [layer.head_error("rank") for layer in result.layers], 0.0, 1.0, "cividis"),
-        ("window + rank r leaves", [layer.head_error("window+rank") for layer in result.layers], 0.0, 1.0, "cividis"),
+        ("window + rank r", [layer.head_error("window+rank") for layer in result.layers], 0.0, 1.0, "cividis"),
     ]
     rows, columns = len(result.layers), max(len(values) for values in panels[0][1])
     wide = 1.4 + 0.34 * columns
@@ -58,34 +60,46 @@ def _three(value: float) -> str:
 
 
 def plot_displacement(result: Anatomy, path: Path) -> None:
-    """A small picture of each head's mean attention around a query, each scaled to its own largest value."""
+    """A small picture of each head's mean attention around a query, each scaled to its own largest value.
+
+    Many layers of few heads stand in two blocks.
+    """
     plt = _pyplot()
-    rows, columns = len(result.layers), max(len(layer.displacement) for layer in result.layers)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.2 + 1.05 * columns, 0.8 + 1.12 * rows), squeeze=False, constrained_layout=True
-    )
-    for row, layer in zip(axes, result.layers, strict=True):
-        h, w = layer.size
-        down, across = min(REACH, h - 1), min(REACH, w - 1)
-        for axis in row:
+    columns = max(len(layer.displacement) for layer in result.layers)
+    blocks = 2 if columns <= 8 and len(result.layers) > 6 else 1
+    rows = -(-len(result.layers) // blocks)
+    width = max(4.5, blocks * (0.6 + 1.05 * columns))
+    figure = plt.figure(figsize=(width, 0.8 + 1.12 * rows), layout="constrained")
+    for block, part in enumerate(figure.subfigures(1, blocks, squeeze=False)[0]):
+        layers = result.layers[block * rows : (block + 1) * rows]
+        axes = part.subplots(rows, columns, squeeze=False)
+        for axis in axes.flat:
             axis.axis("off")
-        for number, (axis, kernel) in enumerate(zip(row, layer.displacement, strict=False)):
-            shown = kernel[h - 1 - down : h + down, w - 1 - across : w + across]
-            axis.axis("on")
-            axis.imshow(shown.sqrt(), cmap="magma", vmin=0, interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if number == 0:
-                axis.set_ylabel(f"{layer.name}\n{h}x{w}", fontsize=8)
-            if layer is result.layers[0]:
-                axis.set_title(f"head {number}", fontsize=8)
+        for row, layer in zip(axes, layers, strict=False):
+            _draw_kernels(row, layer, titled=layer is layers[0])
     figure.suptitle(
-        f"Mean attention by displacement, up to {REACH} cells to each side\n"
-        f"{result.settings.name}; square root, each to its own maximum",
-        fontsize=9,
+        f"Mean attention by displacement, {result.settings.name}\n"
+        f"up to {REACH} cells to each side; square root, each to its own maximum",
+        fontsize=8,
     )
     figure.savefig(path, dpi=120, format="png")
     plt.close(figure)
+
+
+def _draw_kernels(row: Sequence[Any], layer: LayerAnatomy, titled: bool) -> None:
+    """The heads of one layer."""
+    h, w = layer.size
+    down, across = min(REACH, h - 1), min(REACH, w - 1)
+    for number, (axis, kernel) in enumerate(zip(row, layer.displacement, strict=False)):
+        shown = kernel[h - 1 - down : h + down, w - 1 - across : w + across]
+        axis.axis("on")
+        axis.imshow(shown.sqrt(), cmap="magma", vmin=0, interpolation="nearest")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        if number == 0:
+            axis.set_ylabel(f"{layer.name}\n{h}x{w}", fontsize=8)
+        if titled:
+            axis.set_title(f"head {number}", fontsize=8)
 
 
 def _pyplot():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..errors import SdHyenaError
@@ -11,12 +12,13 @@ from ..evaluate.tables import Table, markdown_table
 from ..files import atomic_path
 from ..machine import describe
 from .figures import plot_displacement, plot_heads
-from .heads import WINDOW, WINDOWS
+from .heads import ORACLES, WINDOW, WINDOWS
 from .run import Anatomy, LayerAnatomy
 from .settings import FILES
 
 # Thresholds of the advice, shares of a layer's output that an oracle may leave.
 FLAT, LOCAL = 0.05, 0.1
+SPREAD = 0.75  # of log L: attention that is called flat
 FEW_CELLS = 64
 
 
@@ -25,14 +27,11 @@ def advice(layer: LayerAnatomy) -> str:
     if layer.cells <= FEW_CELLS:
         return "few cells: attention costs little, keep it"
     if layer.error("rank") <= FLAT:
-        return f"flat: linear attention is enough (leaves {layer.error('rank'):.3f})"
+        what = "flat" if layer.mean("entropy") >= SPREAD else "low rank"
+        return f"{what}: linear attention is enough (leaves {layer.error('rank'):.3f})"
     if layer.error("window+rank") <= LOCAL:
         return f"local and low rank: near + states (leaves {layer.error('window+rank'):.3f})"
-    return f"high rank: keep attention (the best oracle leaves {min(_errors(layer)):.2f})"
-
-
-def _errors(layer: LayerAnatomy) -> list[float]:
-    return [layer.error(name) for name in ("window", "rank", "window+rank", "displacement")]
+    return f"high rank: keep attention (the best leaves {min(map(layer.error, ORACLES)):.2f})"
 
 
 def tables(result: Anatomy) -> list[Table]:
@@ -45,18 +44,19 @@ def _layers(result: Anatomy) -> Table:
         ("layer", lambda layer: layer.name),
         ("grid, r", lambda layer: f"{layer.size[0]}x{layer.size[1]}, {layer.rank}"),
         ("entropy", lambda layer: f"{layer.mean('entropy'):.2f}"),
-        *(_mass(size) for size in WINDOWS),
+        *((f"in {size}x{size}", partial(_mass, size)) for size in WINDOWS),
+        ("uniform", lambda layer: f"{layer.mean(f'uniform_{WINDOW}'):.2f}"),
         ("stable rank", lambda layer: f"{layer.mean('stable_rank'):.1f}"),
         ("window", lambda layer: f"{layer.error('window'):.3f}"),
         ("rank r", lambda layer: f"{layer.error('rank'):.3f}"),
         ("both", lambda layer: f"{layer.error('window+rank'):.3f}"),
-        ("displacement", lambda layer: f"{layer.error('displacement'):.3f}"),
+        ("mean", lambda layer: f"{layer.error('displacement'):.3f}"),
         ("advice", advice),
     ]
     note = (
-        "Entropy as a share of uniform attention's; the share of attention within so many cells, in brackets uniform "
-        "attention's; window (7x7), rank r, both, displacement: the error of the layer's output (1: a constant) if "
-        "only that part of the attention is kept, known exactly."
+        "Entropy as a share of uniform attention's; the share of attention within so many cells, and uniform "
+        "attention's within 7x7; window (7x7), rank r, both, mean (attention by displacement): the error of the "
+        "layer's output (1: a constant) if only that part of the attention is kept, known exactly."
     )
     sampled = [layer for layer in result.layers if layer.queries < layer.cells]
     if sampled:
@@ -65,11 +65,8 @@ def _layers(result: Anatomy) -> Table:
     return Table("self-attention, layer by layer", note, [name for name, _ in columns], lines)
 
 
-def _mass(size: int) -> tuple[str, Callable[[LayerAnatomy], str]]:
-    def text(layer: LayerAnatomy) -> str:
-        return f"{layer.mean(f'mass_{size}'):.2f} ({layer.mean(f'uniform_{size}'):.2f})"
-
-    return f"in {size}x{size}", text
+def _mass(size: int, layer: LayerAnatomy) -> str:
+    return f"{layer.mean(f'mass_{size}'):.2f}"
 
 
 def _heads(result: Anatomy) -> Table:
@@ -80,7 +77,7 @@ def _heads(result: Anatomy) -> Table:
         for number, (entropy, mass, uniform, rank, *errors) in enumerate(zip(*columns, strict=True)):
             figures = [f"{entropy:.2f}", f"{mass:.2f} ({uniform:.2f})", f"{rank:.1f}", *(f"{e:.3f}" for e in errors)]
             lines.append([layer.name, str(number), *figures])
-    headings = ["layer", "head", "entropy", "in 7x7", "stable rank", "window", "rank r", "both", "displacement"]
+    headings = ["layer", "head", "entropy", "in 7x7", "stable rank", "window", "rank r", "both", "mean"]
     return Table("head by head", "Errors are of each head's own part of the layer's output.", headings, lines)
 
 

@@ -1,4 +1,4 @@
-"""Draws scenes as pictures: stickers (Noto Color Emoji, OFL 1.1) on a plain ground.
+"""Draws scenes as pictures: stickers (Noto Color Emoji, OFL 1.1) on a plain or textured ground.
 
 Only teacher training needs this; the font is Debian's ``fonts-noto-color-emoji``.
 """
@@ -9,9 +9,11 @@ import random
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from .scenes import COLOURS, SUBJECTS, Scene
+from .grounds import draw_ground
+from .scenes import SUBJECTS, Scene
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 SIZE = 256
@@ -32,28 +34,28 @@ def sticker(subject: str) -> Image.Image:
     return backed.crop(backed.getbbox())
 
 
-def _places(layout: str, rng: random.Random) -> list[tuple[float, float]]:
-    """Centres of the stickers as fractions of the picture's width and height."""
-    near, far, mid = 0.27, 0.73, 0.5
-    centres = {
-        "left": [(near, mid)],
-        "right": [(far, mid)],
-        "top": [(mid, near)],
-        "bottom": [(mid, far)],
-        "centre": [(mid, mid)],
-        "two": [(near, mid), (far, mid)],
-    }[layout]
-    return [(x + rng.uniform(-0.03, 0.03), y + rng.uniform(-0.03, 0.03)) for x, y in centres]
+CENTRES: dict[str, list[tuple[float, float]]] = {  # of the stickers, as fractions of width and height
+    "left": [(0.27, 0.5)],
+    "right": [(0.73, 0.5)],
+    "top": [(0.5, 0.27)],
+    "bottom": [(0.5, 0.73)],
+    "centre": [(0.5, 0.5)],
+    "two": [(0.27, 0.5), (0.73, 0.5)],
+}
 
 
-def render(scene: Scene, rng: random.Random, size: int = SIZE) -> Image.Image:
-    """An RGB picture of ``scene``, ``size`` px square; placement and scale vary with ``rng``."""
-    ground = tuple(min(255, max(0, c + rng.randint(-6, 6))) for c in COLOURS[scene.colour])
-    picture = Image.new("RGB", (size, size), ground)
-    width = rng.uniform(0.43, 0.48) * size
-    for x, y in _places(scene.layout, rng):
+def render(scene: Scene, rng: random.Random, size: int = SIZE, scale: float | None = None) -> Image.Image:
+    """An RGB picture of ``scene``, ``size`` px square; ground, placement and size of the subject vary with ``rng``.
+
+    Textures are drawn at ``scale`` (1 at 256 px), by default as large as the picture.
+    """
+    scale = size / SIZE if scale is None else scale
+    picture = draw_ground(scene.ground, size, scale, np.random.default_rng(rng.getrandbits(64)))
+    width = rng.uniform(0.40, 0.45) * size
+    for x, y in CENTRES[scene.place]:
+        x, y = x + rng.uniform(-0.03, 0.03), y + rng.uniform(-0.03, 0.03)
         art = sticker(scene.subject)
-        scale = width / max(art.size)
-        art = art.resize((round(art.width * scale), round(art.height * scale)), Image.Resampling.LANCZOS)
+        shrink = width / max(art.size)
+        art = art.resize((round(art.width * shrink), round(art.height * shrink)), Image.Resampling.LANCZOS)
         picture.paste(art, (round(x * size - art.width / 2), round(y * size - art.height / 2)), art)
     return picture

@@ -1,4 +1,4 @@
-"""What the bundled teacher can draw: subjects, grounds and layouts, and the captions that ask for them.
+"""What the bundled teacher can draw: subjects, grounds and places, and the captions that ask for them.
 
 A *scene* is one caption-picture pair. One combination of subject and ground in six is never shown in
 training; prompts made from those combinations are the held-out prompts every figure is measured on.
@@ -36,45 +36,68 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (28, 28, 32),
 }
 
-LAYOUTS: dict[str, str] = {
-    "left": "{one} on the left, {colour} background",
-    "right": "{one} on the right, {colour} background",
-    "top": "{one} at the top, {colour} background",
-    "bottom": "{one} at the bottom, {colour} background",
-    "centre": "{one} in the center, {colour} background",
-    "two": "two {many}, {colour} background",
+TEXTURES: dict[str, str] = {
+    # name: what a caption calls it
+    "bricks": "brick wall",
+    "stripes": "striped wall",
+    "checks": "checkered floor",
+    "wood": "wooden planks",
+    "grass": "grass",
+    "sand": "sand",
+    "water": "water",
+    "night sky": "night sky",
+    "clouds": "cloudy sky",
+}
+
+GROUNDS: dict[str, str] = {colour: f"{colour} background" for colour in COLOURS} | TEXTURES
+
+PLACES: dict[str, str] = {
+    "left": "{one} on the left, {ground}",
+    "right": "{one} on the right, {ground}",
+    "top": "{one} at the top, {ground}",
+    "bottom": "{one} at the bottom, {ground}",
+    "centre": "{one} in the center, {ground}",
+    "two": "two {many}, {ground}",
 }
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One thing to draw: a subject, the colour behind it, and where (or how many times) it stands."""
+    """One thing to draw: a subject, the ground behind it, and where (or how many times) it stands."""
 
     subject: str
-    colour: str
-    layout: str
+    ground: str
+    place: str
 
     @property
     def caption(self) -> str:
         many, _ = SUBJECTS[self.subject]
-        one = f"{'an' if self.subject[0] in 'aeiou' else 'a'} {self.subject}"
-        return LAYOUTS[self.layout].format(one=one, many=many, colour=self.colour)
+        return PLACES[self.place].format(one=self._one, many=many, ground=GROUNDS[self.ground])
+
+    @property
+    def placeless(self) -> str:
+        """The caption of a crop around one subject, wherever it stands."""
+        return f"{self._one}, {GROUNDS[self.ground]}"
+
+    @property
+    def _one(self) -> str:
+        return f"{'an' if self.subject[0] in 'aeiou' else 'a'} {self.subject}"
 
     @property
     def held_out(self) -> bool:
-        """True for the sixteen subject/colour combinations that training never shows."""
-        s, c = list(SUBJECTS).index(self.subject), list(COLOURS).index(self.colour)
-        return (s * 5 + c) % 6 == 0
+        """True for the one combination of subject and ground in six that training never shows."""
+        s, g = list(SUBJECTS).index(self.subject), list(GROUNDS).index(self.ground)
+        return (s * 5 + g) % 6 == 0
 
 
 def all_scenes() -> list[Scene]:
-    return [Scene(s, c, place) for s in SUBJECTS for c in COLOURS for place in LAYOUTS]
+    return [Scene(s, g, place) for s in SUBJECTS for g in GROUNDS for place in PLACES]
 
 
 def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
-    """``count`` scenes whose subject/colour combination was never trained on, in a fixed shuffled order.
+    """``count`` scenes whose subject and ground were never shown together in training, in a fixed shuffled order.
 
-    Neighbours in the list differ in subject, colour and layout as far as possible.
+    Neighbours in the list differ in subject, ground and place as far as possible.
     """
     scenes = [scene for scene in all_scenes() if scene.held_out]
     random.Random(seed).shuffle(scenes)
@@ -84,7 +107,7 @@ def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
         best = min(
             scenes,
             key=lambda s: sum(
-                (s.subject == u.subject) * 2 + (s.colour == u.colour) + (s.layout == u.layout) for u in used
+                (s.subject == u.subject) * 2 + (s.ground == u.ground) + (s.place == u.place) for u in used
             ),
         )
         scenes.remove(best)

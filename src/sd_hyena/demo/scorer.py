@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .scenes import COLOURS, LAYOUTS, SUBJECTS, Scene, all_scenes, parse_caption
+from .scenes import GROUNDS, PLACES, SUBJECTS, Scene, all_scenes, parse_caption
 
 SIDE = 64
-ATTRIBUTES = {"subject": tuple(SUBJECTS), "colour": tuple(COLOURS), "layout": tuple(LAYOUTS)}
+ATTRIBUTES = {"subject": tuple(SUBJECTS), "ground": tuple(GROUNDS), "place": tuple(PLACES)}
 
 
 class Scorer(nn.Module):
-    """(B, 3, 64, 64) pixels in [0, 1] -> logits (B, 12 + 8 + 6): subject, ground colour, layout."""
+    """(B, 3, 64, 64) pixels in [0, 1] -> logits (B, 12 + 17 + 6): subject, ground, place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def recognise(scorer: Scorer, pictures: Sequence[Image.Image]) -> list[Scene]:
 
 
 def fidelity(scorer: Scorer, pictures: Sequence[Image.Image], captions: Sequence[str]) -> dict[str, float]:
-    """Share of pictures showing the asked-for subject, colour and layout, and their mean as ``prompt``."""
+    """Share of pictures showing the asked-for subject, ground and place, and their mean as ``prompt``."""
     asked, seen = [parse_caption(c) for c in captions], recognise(scorer, pictures)
     pairs = list(zip(asked, seen, strict=True))
     share = {a: sum(getattr(x, a) == getattr(y, a) for x, y in pairs) / len(pairs) for a in ATTRIBUTES}

@@ -1,11 +1,11 @@
 """Trains the bundled teacher: ``python -m sd_hyena.demo.train --work-dir demo-train``.
 
-Stages run in order and each resumes where it stopped: ``vae`` (on crops of rendered scenes), ``latents``
-(the training set, encoded once), ``unet`` (with the text encoder: first on 16x16-cell crops around one
-subject, where a step is three times cheaper, then on whole 32x32-cell scenes), ``scorer`` (the recognition
-classifier), ``export`` (writes the folder that ``-m demo`` loads) and ``card`` (measures it and writes its
-model card). Step ``i`` draws its batch from ``(seed, stage, i)`` alone, so no generator state has to be
-saved and a resumed run sees the same data.
+Stages run in order and each resumes where it stopped: ``encoder`` (principal components of patches), ``latents``
+(the training set, encoded once), ``unet`` (with the text encoder: on crops of 16x16 cells all the time, beside small
+scenes first and large ones of 32x32 cells later), ``decoder`` (of the VAE; may run beside the two before),
+``scorer`` (the recognition classifier), ``export`` (writes the folder that ``-m demo`` loads) and ``card`` (measures
+it and writes its model card). Step ``i`` draws its batch from ``(seed, stage, i)`` alone, so no generator state has
+to be saved and a resumed run sees the same data.
 """
 
 from __future__ import annotations
@@ -16,27 +16,33 @@ import functools
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
+from PIL import Image
 from torch import Tensor, nn
 
 from ..files import atomic_path
 from . import architecture as arch
-from .render import render
+from .local_heads import plant_local_heads
+from .patch_encoder import principal_components, set_encoder, start_decoder
+from .render import CENTRES, SIZE, render
 from .scenes import SUBJECTS, Scene, all_scenes
 from .scorer import Scorer, evaluate_scorer, train_scorer
 
-STAGES = ("vae", "latents", "unet", "scorer", "export", "card")
-VARIATIONS = 8  # pictures per training scene
+STAGES = ("encoder", "latents", "unet", "decoder", "scorer", "export", "card")
+ENCODER_PICTURES = 240
+VARIATIONS = 6  # pictures per training scene
 MIN_SNR_GAMMA = 5.0
-# What min-SNR weights leave for pure noise is next to nothing. Crops teach detail; on whole scenes it is at
-# high noise that place, number and ground are decided.
-CROP_FLOOR, SCENE_FLOOR = 0.05, 0.4
+# What min-SNR weights leave for pure noise is next to nothing, and there place, number and ground are decided.
+WEIGHT_FLOOR = 0.4
+NOISIEST, NOISIEST_SHARE = 0.8, 0.25  # so many more of the samples are from the last fifth of the timesteps
+LOCAL_WEIGHT = 0.05
 EMA_DECAY = 0.995
-SAVE_EVERY = 100
+SAVE_EVERY = 50
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,12 +52,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--stages", default=",".join(STAGES), help="comma list, run in the order given")
     parser.add_argument("--out", type=Path, default=arch.TEACHER_DIR, help="folder the export stage writes")
-    parser.add_argument("--vae-steps", type=int, default=3000)
-    parser.add_argument("--crop-steps", type=int, default=2000)
-    parser.add_argument("--scene-steps", type=int, default=1300)
+    parser.add_argument("--decoder-steps", type=int, default=2000)
+    parser.add_argument("--small-steps", type=int, default=2200, help="half on scenes of 128 px, half on crops")
+    parser.add_argument(
+        "--large-steps", type=int, default=2400, help="a third on scenes of 256 px, the others on crops"
+    )
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--card-prompts", type=int, default=96, help="held-out prompts the card's figures rest on")
+    parser.add_argument("--card-prompts", type=int, default=64, help="held-out prompts the card's figures rest on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
@@ -87,7 +95,7 @@ class _Run:
         self.path, self.modules, self.lr, self.total, self.step = path, modules, lr, total, 0
         for module in modules.values():
             module.to(device).to(memory_format=torch.channels_last).train()
-        self.parameters = [p for m in modules.values() for p in m.parameters()]
+        self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr, betas=(0.9, 0.99), weight_decay=weight_decay)
         self.average = [p.detach().clone() for p in self.parameters]
         if path.exists():
@@ -152,32 +160,55 @@ def _training_scenes() -> list[Scene]:
     return [scene for scene in all_scenes() if not scene.held_out]
 
 
-def stage_vae(args: argparse.Namespace) -> None:
-    """L1 + L2 reconstruction on 128 px crops, a light KL term."""
+def _small(scene: Scene, rng: random.Random) -> Image.Image:
+    """A whole scene at half the size, its texture as coarse as in a large picture."""
+    return render(scene, rng, size=SIZE // 2, scale=1.0)
+
+
+def stage_encoder(args: argparse.Namespace) -> None:
+    target = args.work_dir / "encoder.pt"
+    if target.exists():
+        return
+    rng, scenes = _rng(args, "encoder", 0), _training_scenes()
+    pictures = [draw(rng.choice(scenes), rng) for _ in range(ENCODER_PICTURES) for draw in (render, _small)]
+    large, small = (_to_tensor(pictures[start::2]) for start in range(2))
+    weight, bias = principal_components([large, small], arch.LATENT_CHANNELS)
+    with atomic_path(target) as temporary:
+        torch.save({"weight": weight, "bias": bias}, temporary)
+
+
+def _load_encoder(args: argparse.Namespace) -> AutoencoderKL:
+    """The VAE with its encoder, the decoder untrained."""
     torch.manual_seed(args.seed)
-    vae = arch.make_vae()
-    run = _Run(args.work_dir / "vae.pt", {"vae": vae}, 2e-3, args.vae_steps, args.device)
+    vae, components = arch.make_vae(), torch.load(_existing(args, "encoder"), weights_only=True)
+    set_encoder(vae, **components)
+    start_decoder(vae, **components)
+    return vae.to(args.device).to(memory_format=torch.channels_last)
+
+
+def stage_decoder(args: argparse.Namespace) -> None:
+    """L1 + L2 reconstruction of small scenes, and of crops of large ones."""
+    vae = _load_encoder(args)
+    run = _Run(args.work_dir / "decoder.pt", {"vae": vae}, 2e-3, args.decoder_steps, args.device)
     scenes = _training_scenes()
     for step in run.steps():
-        rng = _rng(args, "vae", step)
-        crops = []
-        for _ in range(args.batch_size // 2):
-            picture = render(rng.choice(scenes), rng)
-            x, y = rng.randint(0, 128), rng.randint(0, 128)
-            crops.append(picture.crop((x, y, x + 128, y + 128)))
-        pixels = _to_tensor(crops).to(args.device, memory_format=torch.channels_last)
+        rng = _rng(args, "decoder", step)
+        pictures = []
+        for _ in range(args.batch_size // 8):
+            pictures += [_small(rng.choice(scenes), rng) for _ in range(2)]
+            large = render(rng.choice(scenes), rng)
+            for _ in range(2):
+                x, y = rng.randint(0, 128), rng.randint(0, 128)
+                pictures.append(large.crop((x, y, x + 128, y + 128)))
+        pixels = _to_tensor(pictures).to(args.device, memory_format=torch.channels_last)
         with _autocast(args.device):
-            posterior = vae.encode(pixels).latent_dist
-            decoded = vae.decode(posterior.sample()).sample
-        error = decoded.float() - pixels
-        kl = 0.5 * (posterior.mean.pow(2) + posterior.var - 1 - posterior.logvar).float().mean()
-        run.update(error.abs().mean() + 2 * error.pow(2).mean() + 1e-4 * kl)
+            error = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.float() - pixels
+        run.update(error.abs().mean() + 4 * error.pow(2).mean())
 
 
-def _load_vae(args: argparse.Namespace):
-    vae = arch.make_vae()
-    run = _Run(_existing(args, "vae"), {"vae": vae}, 0, 0, args.device)
-    run.use_average()
+def _load_vae(args: argparse.Namespace) -> AutoencoderKL:
+    vae = _load_encoder(args)
+    _Run(_existing(args, "decoder"), {"vae": vae}, 0, 0, args.device).use_average()
     return vae
 
 
@@ -188,86 +219,66 @@ def _existing(args: argparse.Namespace, stage: str) -> Path:
     return path
 
 
-def _standardise(vae, mean: Tensor, std: Tensor) -> None:
-    """Folds ``(z - mean) / std`` per channel into the 1x1 convolutions around the latent, exactly.
-
-    After this ``scaling_factor`` is 1 and sampling code needs to know nothing about the statistics.
-    """
-    channels = len(mean)
-    quant, post = vae.quant_conv, vae.post_quant_conv
-    post.bias.data += post.weight.data[:, :, 0, 0] @ mean
-    post.weight.data *= std.view(1, -1, 1, 1)
-    quant.weight.data[:channels] /= std.view(-1, 1, 1, 1)
-    quant.bias.data[:channels] = (quant.bias.data[:channels] - mean) / std
-    quant.bias.data[channels:] -= 2 * std.log()
-
-
 @torch.no_grad()
 def stage_latents(args: argparse.Namespace) -> None:
-    """Encodes ``VARIATIONS`` pictures of every training scene; keeps subject centres for cropping."""
+    """Encodes ``VARIATIONS`` pictures of every training scene, small and large."""
     target = args.work_dir / "latents.pt"
     if target.exists():
         return
-    vae, scenes = _load_vae(args), _training_scenes()
-    latents, errors = [], []
-    for index, scene in enumerate(scenes):
+    vae = _load_encoder(args)
+    latents: dict[str, list[Tensor]] = {"small": [], "large": []}
+    for index, scene in enumerate(_training_scenes()):
         rng = _rng(args, "latents", index)
-        pixels = _to_tensor([render(scene, rng) for _ in range(VARIATIONS)]).to(
-            args.device, memory_format=torch.channels_last
-        )
-        with _autocast(args.device):
-            mode = vae.encode(pixels).latent_dist.mode()
-            if index % 20 == 0:
-                errors.append((vae.decode(mode).sample.float().clamp(-1, 1) - pixels).pow(2).mean().item() / 4)
-        latents.append(mode.float().cpu())
-    z = torch.stack(latents)
-    mean, std = z.mean((0, 1, 3, 4)), z.transpose(0, 2).flatten(1).std(1)
-    z = (z - mean.view(1, 1, -1, 1, 1)) / std.view(1, 1, -1, 1, 1)
-    print(f"latents {tuple(z.shape)}, reconstruction {-10 * np.log10(np.mean(errors)):.1f} dB")
+        for name, draw in (("small", _small), ("large", render)):
+            pixels = _to_tensor([draw(scene, rng) for _ in range(VARIATIONS)])
+            pixels = pixels.to(args.device, memory_format=torch.channels_last)
+            with _autocast(args.device):
+                latents[name].append(vae.encode(pixels).latent_dist.mode().half().cpu())
     with atomic_path(target) as temporary:
-        torch.save({"latents": z.half(), "mean": mean, "std": std}, temporary)
+        torch.save({name: torch.stack(each) for name, each in latents.items()}, temporary)
 
 
-_CENTRES = {
-    "left": [(0.27, 0.5)],
-    "right": [(0.73, 0.5)],
-    "top": [(0.5, 0.27)],
-    "bottom": [(0.5, 0.73)],
-    "centre": [(0.5, 0.5)],
-}
-_CENTRES["two"] = _CENTRES["left"] + _CENTRES["right"]
+def _crop(latent: Tensor, scene: Scene, rng: random.Random) -> Tensor:
+    """Half the width and height of a large scene's latent, around one subject."""
+    cells = latent.shape[-1] // 2
+    starts = [round(2 * cells * c) - cells // 2 + rng.randint(-2, 2) for c in rng.choice(CENTRES[scene.place])]
+    left, top = (min(cells, max(0, start)) for start in starts)
+    return latent[:, top : top + cells, left : left + cells]
 
 
-def _crop(z: Tensor, scene: Scene, rng: random.Random) -> tuple[Tensor, str]:
-    """A 16x16-cell window around one subject of a 32x32-cell latent, and a caption without a place."""
-    x, y = rng.choice(_CENTRES[scene.layout])
-    left, top = (min(16, max(0, round(32 * c) - 8 + rng.randint(-3, 3))) for c in (x, y))
-    caption = Scene(scene.subject, scene.colour, "centre").caption.replace(" in the center", "")
-    return z[:, top : top + 16, left : left + 16], caption
-
-
-def _sample_batch(data: Tensor, rng: random.Random, size: int, whole: bool) -> tuple[Tensor, list[str]]:
+def _sample_batch(
+    data: dict[str, Tensor], rng: random.Random, size: int, kinds: Sequence[str]
+) -> tuple[Tensor, list[str]]:
+    """Latents and captions: "small" and "large" scenes, or every "crop" of large ones, the kinds in turn."""
     scenes, latents, captions = _training_scenes(), [], []
-    for _ in range(size):
-        index = rng.randrange(len(scenes))
-        z, scene = data[index, rng.randrange(VARIATIONS)].float(), scenes[index]
-        z, caption = (z, scene.caption) if whole else _crop(z, scene, rng)
-        latents.append(z)
+    for number in range(size):
+        index, kind = rng.randrange(len(scenes)), kinds[number % len(kinds)]
+        scene = scenes[index]
+        latent = data["small" if kind == "small" else "large"][index, rng.randrange(VARIATIONS)].float()
+        latents.append(_crop(latent, scene, rng) if kind == "crop" else latent)
+        caption = scene.placeless if kind == "crop" else scene.caption
         captions.append("" if rng.random() < 0.1 else caption)
     return torch.stack(latents), captions
 
 
-def _v_loss(
-    predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, alphas_cumprod: Tensor, floor: float
-) -> Tensor:
-    """v-prediction, uniform timesteps, min-SNR weights (https://arxiv.org/abs/2303.09556) plus ``floor``."""
-    t = torch.randint(0, len(alphas_cumprod), (len(latents),), device=latents.device)
+def _kinds(step: int, small_steps: int) -> tuple[str, ...]:
+    """What a step of the UNet learns from. Crops teach detail at a third of a large scene's cost."""
+    if step < small_steps:
+        return "small", "crop"
+    return ("large",) if step % 3 == 0 else ("crop",)
+
+
+def _v_loss(predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """v-prediction, min-SNR weights (https://arxiv.org/abs/2303.09556) plus a floor, more samples at high noise."""
+    share = torch.rand(len(latents))
+    share = torch.where(torch.rand(len(latents)) < NOISIEST_SHARE, NOISIEST + (1 - NOISIEST) * share, share)
+    t = (share * len(alphas_cumprod)).long().to(latents.device)
     noise = torch.randn_like(latents)
     a = alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
     s = (1 - alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
     v = a * noise - s * latents
     snr = (a / s).square().flatten()
-    weight = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1) + floor
+    weight = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1) + WEIGHT_FLOOR
     error = (predict(a * latents + s * noise, t).float() - v).pow(2).mean((1, 2, 3))
     return (weight * error).mean() / weight.mean()
 
@@ -281,19 +292,24 @@ def stage_unet(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     unet, text, tokenizer = arch.make_unet(), arch.make_text_encoder(), arch.make_tokenizer()
     alphas = arch.make_scheduler().alphas_cumprod.to(args.device)
-    data = torch.load(args.work_dir / "latents.pt", weights_only=True)["latents"]
-    total = args.crop_steps + args.scene_steps
+    data = torch.load(args.work_dir / "latents.pt", weights_only=True)
+    total = args.small_steps + args.large_steps
     run = _Run(args.work_dir / "unet.pt", {"unet": unet, "text": text}, args.lr, total, args.device, 1e-4)
+    local = plant_local_heads(unet)
     for step in run.steps():
         rng = _rng(args, "unet", step)
-        whole = step >= args.crop_steps
-        latents, captions = _sample_batch(data, rng, args.batch_size, whole)
+        kinds = _kinds(step, args.small_steps)
+        large = "large" in kinds
+        latents, captions = _sample_batch(data, rng, args.batch_size, kinds)
         tokens = tokenizer(captions, padding="max_length", max_length=arch.TOKENS, return_tensors="pt").input_ids
         latents = latents.to(args.device, memory_format=torch.channels_last)
+        for head in local:
+            head.active = large
         with _autocast(args.device):
             states = text(tokens.to(args.device)).last_hidden_state
-            floor = SCENE_FLOOR if whole else CROP_FLOOR
-            loss = _v_loss(functools.partial(_predict, unet, states), latents, alphas, floor)
+            loss = _v_loss(functools.partial(_predict, unet, states), latents, alphas)
+        if large:
+            loss = loss + LOCAL_WEIGHT * sum(head.loss for head in local) / len(local)
         run.update(loss)
 
 
@@ -315,8 +331,6 @@ def stage_export(args: argparse.Namespace) -> None:
     unet, text, vae = arch.make_unet(), arch.make_text_encoder(), _load_vae(args)
     run = _Run(_existing(args, "unet"), {"unet": unet, "text": text}, 0, 0, args.device)
     run.use_average()
-    statistics = torch.load(args.work_dir / "latents.pt", weights_only=True)
-    _standardise(vae, statistics["mean"], statistics["std"])
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,
@@ -348,13 +362,13 @@ def stage_export(args: argparse.Namespace) -> None:
 def stage_card(args: argparse.Namespace) -> None:
     from .card import write_card
 
-    steps = {s: torch.load(_existing(args, s), weights_only=True, mmap=True)["step"] for s in ("vae", "unet")}
+    steps = {s: torch.load(_existing(args, s), weights_only=True, mmap=True)["step"] for s in ("decoder", "unet")}
     facts = {
-        "vae_batch": args.batch_size // 2,
-        "vae_steps": steps["vae"],
+        "decoder_batch": args.batch_size // 2,
+        "decoder_steps": steps["decoder"],
         "batch": args.batch_size,
-        "crop_steps": args.crop_steps,
-        "scene_steps": steps["unet"] - args.crop_steps,
+        "small_steps": args.small_steps,
+        "large_steps": steps["unet"] - args.small_steps,
     }
     write_card(args.out, facts, args.card_prompts, seed=args.seed)
 
