@@ -245,13 +245,13 @@ def main() -> None:
     parser.add_argument("--students", default="", help="names, separated by ; (default: all)")
     parser.add_argument("--teachers", default="", help="global, mixed, local, separated by ; (default: all)")
     parser.add_argument("--seeds", type=int, default=0, help="(default: 3; with --unet 1)")
-    parser.add_argument("--steps", type=int, default=0, help="of training (default: 80; with --unet 200)")
+    parser.add_argument("--steps", type=int, default=0, help="of training (default: 80; with --unet 120)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of training at equal time (default: %(default)s)")
     parser.add_argument("--out", default="", help=f"STEM of the files (default: {results}/planted, or planted-unet)")
     args = parser.parse_args()
     if args.unet:
         names = chosen(args.students, [row.name for row in planted_unet.ROWS], "student")
-        planted_unet.run(names, args.steps or 200, args.seeds or 1, Path(args.out or results / "planted-unet"))
+        planted_unet.run(names, args.steps or 120, args.seeds or 1, Path(args.out or results / "planted-unet"))
         return
     steps, out = args.steps or 80, Path(args.out or results / "planted")
     students = {student.name: student for student in STUDENTS}

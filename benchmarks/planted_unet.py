@@ -81,17 +81,11 @@ class Row:
 
 
 ROWS = [
-    Row("linear, elu + 1", {"operator": "linear", "feature_map": "elu", "num_features": 1}),
     Row("linear", {"operator": "linear"}),
     Row("hyena2d (default)"),
-    Row("hyena2d, mean branch", {"global_branch": "mean"}),
-    Row("causal", {"operator": "causal"}),
-    Row("near 3 + linear", {"operator": "linear"}, {"near": 3}),
     Row("near 7 + linear", {"operator": "linear"}, {"near": 7}),
     Row("states 4", {"operator": "linear"}, {"block": 4}),
-    Row("near 3 + states 8", {"operator": "linear"}, {"near": 3, "block": 8}),
     Row("near 3 + states 4", {"operator": "linear"}, {"near": 3, "block": 4}),
-    Row("near 7 + states 4", {"operator": "linear"}, {"near": 7, "block": 4}),
 ]
 
 

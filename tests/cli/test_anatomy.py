@@ -31,7 +31,7 @@ def test_writes_tables_and_figures_and_refuses_to_lose_them(tmp_path, capsys):
             assert 0 < head["entropy"] <= 1
             assert 0 < head["mass_3"] < head["mass_7"] < head["mass_13"] <= 1
     text = (out / "anatomy.md").read_text()
-    assert "| IN01 | 9x16, 16 |" in text
+    assert "| IN01 | 9x16 |" in text
     assert record["command"] in text
     for name in ("anatomy.png", "displacement.png"):
         with Image.open(out / name) as image:
@@ -98,6 +98,8 @@ def test_without_a_text_encoder_latents_and_states_are_random(unet):
     [
         (0.95, 0.01, 0.005, "flat: linear attention is enough"),
         (0.3, 0.01, 0.005, "low rank: linear attention is enough"),
+        (0.95, 0.07, 0.07, "flat: linear attention comes close"),
+        (0.6, 0.07, 0.01, "local and low rank: near + states"),
         (0.6, 0.3, 0.04, "local and low rank: near + states"),
         (0.6, 0.6, 0.4, "high rank: keep attention"),
     ],

@@ -32,7 +32,8 @@ def folder(tmp_path_factory):
     assert main(["train", *shlex.split(TRAIN), "-o", str(folder / "taught"), "-l", str(folder / "log")]) == 0
     unet = load_pipeline(locate(DEMO)).unet
     torch.manual_seed(0)
-    config = OperatorConfig(find_targets(unet)["IN01"].dim, 8, 8, attention_heads=4)
+    target = find_targets(unet)["IN01"]
+    config = OperatorConfig(target.dim, 8, 8, attention_heads=target.heads)
     checkpoint.save(folder / "random.safetensors", {"IN01": (config, config.build())})
     return folder
 

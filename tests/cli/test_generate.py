@@ -25,7 +25,8 @@ def students(tmp_path_factory):
         layers = {}
         for name in names:
             torch.manual_seed(len(layers))
-            config = OperatorConfig(find_targets(unet)[name].dim, 8, 8, attention_heads=4)
+            target = find_targets(unet)[name]
+            config = OperatorConfig(target.dim, 8, 8, attention_heads=target.heads)
             layers[name] = (config, config.build())
         checkpoint.save(folder / f"{file}.safetensors", layers)
     return folder

@@ -37,7 +37,7 @@ def test_it_draws_what_its_teacher_draws(pipe):
         "demo", num_prompts=2, width=256, height=256, steps=6, layer_samples=0, no_yardstick=True
     )
     student = evaluate(pipe, {"student": ["demo"]}, settings).students[0]
-    assert student.distances.figures()["psnr_mean_db"] > 30
+    assert student.distances.figures()["psnr_mean_db"] > 25
 
 
 def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch, pipe):

@@ -26,11 +26,12 @@ def advice(layer: LayerAnatomy) -> str:
     """What could take the layer's place, from what the oracles leave."""
     if layer.cells <= FEW_CELLS:
         return "few cells: attention costs little, keep it"
-    if layer.error("rank") <= FLAT:
+    low, both = layer.error("rank"), layer.error("window+rank")
+    if low <= FLAT or (low <= LOCAL and both > low / 2):  # what is near adds little
         what = "flat" if layer.mean("entropy") >= SPREAD else "low rank"
-        return f"{what}: linear attention is enough (leaves {layer.error('rank'):.3f})"
-    if layer.error("window+rank") <= LOCAL:
-        return f"local and low rank: near + states (leaves {layer.error('window+rank'):.3f})"
+        return f"{what}: linear attention {'is enough' if low <= FLAT else 'comes close'} (leaves {low:.3f})"
+    if both <= LOCAL:
+        return f"local and low rank: near + states (leaves {both:.3f})"
     return f"high rank: keep attention (the best leaves {min(map(layer.error, ORACLES)):.2f})"
 
 
@@ -42,7 +43,7 @@ def tables(result: Anatomy) -> list[Table]:
 def _layers(result: Anatomy) -> Table:
     columns: list[tuple[str, Callable[[LayerAnatomy], str]]] = [
         ("layer", lambda layer: layer.name),
-        ("grid, r", lambda layer: f"{layer.size[0]}x{layer.size[1]}, {layer.rank}"),
+        ("grid", lambda layer: f"{layer.size[0]}x{layer.size[1]}"),
         ("entropy", lambda layer: f"{layer.mean('entropy'):.2f}"),
         *((f"in {size}x{size}", partial(_mass, size)) for size in WINDOWS),
         ("uniform", lambda layer: f"{layer.mean(f'uniform_{WINDOW}'):.2f}"),
@@ -56,7 +57,8 @@ def _layers(result: Anatomy) -> Table:
     note = (
         "Entropy as a share of uniform attention's; the share of attention within so many cells, and uniform "
         "attention's within 7x7; window (7x7), rank r, both, mean (attention by displacement): the error of the "
-        "layer's output (1: a constant) if only that part of the attention is kept, known exactly."
+        "layer's output (1: a constant) if only that part of the attention is kept, known exactly; r is "
+        f"{result.settings.rank}, or an eighth of the cells."
     )
     sampled = [layer for layer in result.layers if layer.queries < layer.cells]
     if sampled:

@@ -32,7 +32,7 @@ class AnatomySettings:
     seed: int = option(0, "of the first picture and of the choice of prompts", short="-k")
     bands: int = option(3, "timestep bands")
     samples: int = option(2, "noised latents in each band")
-    rank: int = option(16, "of the low-rank oracles; on small grids a quarter of the cells' root is enough")
+    rank: int = option(16, "of the low-rank oracles; an eighth of the cells on small grids")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     out: str = option("", f"folder for {', '.join(FILES)}; unless given, only print", short="-o")
     overwrite: bool = option(False, "replace files that are already there")
