@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sd_hyena.demo.architecture import LATENT_CHANNELS
 from sd_hyena.distill.data import Bucket, Dataset, TeacherInputs, open_prepared
 from sd_hyena.distill.encode import encode, nearest_size, read_image
 from sd_hyena.distill.lessons import Lessons
@@ -43,7 +44,7 @@ def two_sizes(tmp_path_factory, demo_pipe):
 def test_pictures_are_spread_over_the_sizes(two_sizes):
     assert [b.size for b in two_sizes.buckets] == [(96, 64), (64, 64)]
     assert [(len(b.training), len(b.validation)) for b in two_sizes.buckets] == [(5, 2), (4, 2)]
-    assert two_sizes.latent(two_sizes.buckets[0].training[0]).shape == (4, 8, 12)
+    assert two_sizes.latent(two_sizes.buckets[0].training[0]).shape == (LATENT_CHANNELS, 8, 12)
 
 
 def test_a_share_is_drawn_for_the_empty_prompt(two_sizes, one_size):
@@ -201,7 +202,8 @@ def test_encoding_undoes_decoding(tmp_path, demo_pipe):
         PROMPTS[0],
         width=256,
         height=256,
-        num_inference_steps=4,
+        num_inference_steps=8,
+        guidance_scale=2.0,  # with more, colours are cut off at black and white
         generator=torch.Generator().manual_seed(0),
         output_type="latent",
     ).images
@@ -210,7 +212,7 @@ def test_encoding_undoes_decoding(tmp_path, demo_pipe):
     array = ((picture[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(array).save(tmp_path / "a.png")
     again = encode(demo_pipe, [tmp_path / "a.png"], (256, 256))
-    assert (again - latents).square().mean() < 0.08 * latents.var()  # 0.045; a constant would be at 1
+    assert (again - latents).square().mean() < 0.03 * latents.var()  # 0.011; a constant would be at 1
 
 
 @pytest.mark.parametrize(
