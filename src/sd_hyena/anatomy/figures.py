@@ -18,9 +18,10 @@ REACH = 16  # cells to each side that the small pictures show
 def plot_heads(result: Anatomy, path: Path) -> None:
     """Entropy, mass within 7x7 cells over the uniform share, and what the oracles leave; layers down, heads across."""
     plt = _pyplot()
+    near = [_concentration(layer) for layer in result.layers]
     panels = [
         ("entropy / log L", [layer.head("entropy") for layer in result.layers], 0.0, 1.0, "viridis"),
-        ("mass in 7x7 / uniform", [_concentration(layer) for layer in result.layers], 1.0, None, "magma"),
+        ("mass in 7x7 / uniform", near, 1.0, max(4.0, *map(max, near)), "magma"),
         ("rank r leaves", [layer.head_error("rank") for layer in result.layers], 0.0, 1.0, "cividis"),
         ("window + rank r", [layer.head_error("window+rank") for layer in result.layers], 0.0, 1.0, "cividis"),
     ]
