@@ -43,7 +43,6 @@ def test_uniform_attention_is_flat(size):
         assert head["stable_rank"] == pytest.approx(1, abs=1e-4)
         for window in WINDOWS:
             assert head[f"mass_{window}"] == pytest.approx(head[f"uniform_{window}"])
-    # Its output is the same everywhere: there is nothing to explain, so absolute errors count.
     assert found["heads"][0]["uniform_13"] == 1 if max(size) <= 7 else found["heads"][0]["uniform_13"] < 1
 
 

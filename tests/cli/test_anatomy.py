@@ -1,9 +1,11 @@
 """``sd-hyena anatomy`` as a user would type it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 
 from sd_hyena.anatomy.report import advice, markdown
@@ -74,16 +76,7 @@ def test_an_attached_hyena_layer_is_not_taken_for_attention(pipe):
 
 
 def test_without_a_text_encoder_latents_and_states_are_random(unet):
-    class Pipe:
-        vae_scale_factor = 8
-
-        class scheduler:
-            config = None
-
-    from diffusers import DDIMScheduler
-
-    pipe = Pipe()
-    pipe.unet, pipe.scheduler = unet, DDIMScheduler()
+    pipe = SimpleNamespace(unet=unet, scheduler=DDIMScheduler(), vae_scale_factor=8)
     texts = {name: torch.randn(1, 7, 8) for name in ("prompt_embeds", "negative_prompt_embeds")}
     settings = AnatomySettings(random_weights="sd15", width=104, height=72, bands=1)
     result = examine(pipe, settings, texts)
