@@ -14,7 +14,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sd_hyena.cli import main
-from sd_hyena.demo.architecture import LATENT_CHANNELS
 
 SMALL = shlex.split("-m demo --sizes 64x64 -n 4 --n_held_out 2 --draw_steps 1 -b 2")
 
@@ -45,8 +44,8 @@ def draw_images(folder, sizes):
     return folder
 
 
-def test_a_folder_says_what_it_holds(tmp_path, capsys):
-    data = tmp_path / "data"
+def test_a_folder_says_what_it_holds(tmp_path, capsys, demo_pipe):
+    data, channels = tmp_path / "data", demo_pipe.unet.config.in_channels
     assert prepare(data, "--sizes", "64x64,96x64", "--unconditional", "0.5") == 0
     assert "6 pictures in" in capsys.readouterr().out
     manifest = json.loads((data / "manifest.json").read_text())
@@ -55,7 +54,7 @@ def test_a_folder_says_what_it_holds(tmp_path, capsys):
         ("shards/00000.safetensors", [64, 64], 3, [2]),
         ("shards/00001.safetensors", [96, 64], 3, [2]),
     ]
-    for shard, shape in zip(manifest["shards"], ((3, LATENT_CHANNELS, 8, 8), (3, LATENT_CHANNELS, 8, 12)), strict=True):
+    for shard, shape in zip(manifest["shards"], ((3, channels, 8, 8), (3, channels, 8, 12)), strict=True):
         tensors = load_file(data / shard["file"])
         assert tensors["latents"].shape == shape
         assert tensors["prompt"].tolist() == [1, 0, 2]  # every second for the empty prompt

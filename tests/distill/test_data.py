@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from sd_hyena.demo.architecture import LATENT_CHANNELS
 from sd_hyena.distill.data import Bucket, Dataset, TeacherInputs, open_prepared
 from sd_hyena.distill.encode import encode, nearest_size, read_image
 from sd_hyena.distill.lessons import Lessons
@@ -41,10 +40,10 @@ def two_sizes(tmp_path_factory, demo_pipe):
     return open_prepared(folder)
 
 
-def test_pictures_are_spread_over_the_sizes(two_sizes):
+def test_pictures_are_spread_over_the_sizes(two_sizes, demo_pipe):
     assert [b.size for b in two_sizes.buckets] == [(96, 64), (64, 64)]
     assert [(len(b.training), len(b.validation)) for b in two_sizes.buckets] == [(5, 2), (4, 2)]
-    assert two_sizes.latent(two_sizes.buckets[0].training[0]).shape == (LATENT_CHANNELS, 8, 12)
+    assert two_sizes.latent(two_sizes.buckets[0].training[0]).shape == (demo_pipe.unet.config.in_channels, 8, 12)
 
 
 def test_a_share_is_drawn_for_the_empty_prompt(two_sizes, one_size):

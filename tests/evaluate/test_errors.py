@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from sd_hyena import patch
-from sd_hyena.demo.architecture import LATENT_CHANNELS
 from sd_hyena.evaluate.errors import TeacherSweep
 from sd_hyena.evaluate.inputs import HeldOut, band_edges
 from sd_hyena.evaluate.pictures import MAX_PSNR, compare, draw
@@ -36,7 +35,7 @@ def constant(y):
 
 @pytest.fixture
 def inputs(pipe):
-    latents = torch.randn(2, LATENT_CHANNELS, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(2, pipe.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
     return HeldOut(pipe, latents, PROMPTS, bands=3, samples=3)
 
 
@@ -71,7 +70,7 @@ def test_inputs_lie_in_their_bands_and_come_with_and_without_the_prompt(pipe, in
 
 
 def test_samples_are_cut_into_batches_without_losing_one(pipe):
-    inputs = HeldOut(pipe, torch.randn(2, LATENT_CHANNELS, 8, 8), PROMPTS, bands=2, samples=6)
+    inputs = HeldOut(pipe, torch.randn(2, pipe.unet.config.in_channels, 8, 8), PROMPTS, bands=2, samples=6)
     sizes = [len(batch.call["sample"]) for batch in inputs]
     assert sizes == [8, 4, 8, 4]
     assert len(inputs) == 4

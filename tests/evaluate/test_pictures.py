@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from sd_hyena.demo.architecture import LATENT_CHANNELS
 from sd_hyena.evaluate.pictures import MAX_PSNR, Drawing, compare, draw, latent_distance, psnr, ssim
 
 
@@ -39,7 +38,7 @@ def test_latent_distance_by_hand():
 
 
 def test_compare_pairs_up_and_averages():
-    latents = torch.randn(2, LATENT_CHANNELS, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     reference = Drawing([grey(100), grey(100)], latents, 0.0)
     other = Drawing([grey(100), grey(110)], latents, 0.0)
     figures = compare(reference, other).figures()
@@ -53,7 +52,7 @@ def test_pictures_are_decoded_from_the_latents_that_are_kept(pipe):
     prompts = [f"{n} on the left, red background" for n in ("a frog", "a pig", "a fox", "a panda", "a chick")]
     options = {"width": 64, "height": 64, "num_inference_steps": 2, "guidance_scale": 5.0}
     drawing = draw(pipe, prompts, range(5), **options)
-    assert drawing.latents.shape == (5, LATENT_CHANNELS, 8, 8)
+    assert drawing.latents.shape == (5, pipe.unet.config.in_channels, 8, 8)
     with torch.no_grad():
         pixels = pipe.vae.decode(drawing.latents / pipe.vae.config.scaling_factor).sample
     expected = ((pixels / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy()
