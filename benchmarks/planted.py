@@ -21,6 +21,7 @@ import copy
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,7 +38,6 @@ from states import NearAndStates, SoftmaxInBlocks
 from states import parameter_groups as states_groups
 from torch import Tensor, nn
 
-from sd_hyena.demo.grounds import draw_ground
 from sd_hyena.demo.scenes import TEXTURES
 from sd_hyena.distill.capture import Captured
 from sd_hyena.distill.losses import Distance
@@ -45,6 +45,9 @@ from sd_hyena.distill.optimisation import parameter_groups
 from sd_hyena.distill.students import start_from_teacher
 from sd_hyena.machine import machine
 from sd_hyena.nn import Hyena2D, OperatorConfig
+
+sys.path.append(str(Path(__file__).parents[1] / "teacher"))
+from grounds import draw_ground  # as for the bundled teacher
 
 EDGE, PATCH, DIM, HEADS = 32, 8, 64, 4
 PICTURES, HELD_OUT, BATCH = 80, 16, 4

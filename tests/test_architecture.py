@@ -42,8 +42,6 @@ DIFFUSERS_USERS = {
     "evaluate/inputs.py",
     "evaluate/yardstick.py",
     "benchmark/image.py",
-    "demo/architecture.py",
-    "demo/train.py",
 }
 
 

@@ -9,32 +9,23 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-SUBJECTS: dict[str, tuple[str, str]] = {
-    # name: (plural, the character drawn)
-    "penguin": ("penguins", "\N{PENGUIN}"),
-    "pig": ("pigs", "\N{PIG FACE}"),
-    "frog": ("frogs", "\N{FROG FACE}"),
-    "fox": ("foxes", "\N{FOX FACE}"),
-    "panda": ("pandas", "\N{PANDA FACE}"),
-    "chick": ("chicks", "\N{FRONT-FACING BABY CHICK}"),
-    "octopus": ("octopuses", "\N{OCTOPUS}"),
-    "cactus": ("cacti", "\N{CACTUS}"),
-    "mushroom": ("mushrooms", "\N{MUSHROOM}"),
-    "apple": ("apples", "\N{RED APPLE}"),
-    "sunflower": ("sunflowers", "\N{SUNFLOWER}"),
-    "strawberry": ("strawberries", "\N{STRAWBERRY}"),
+SUBJECTS: dict[str, str] = {
+    # name: plural
+    "penguin": "penguins",
+    "pig": "pigs",
+    "frog": "frogs",
+    "fox": "foxes",
+    "panda": "pandas",
+    "chick": "chicks",
+    "octopus": "octopuses",
+    "cactus": "cacti",
+    "mushroom": "mushrooms",
+    "apple": "apples",
+    "sunflower": "sunflowers",
+    "strawberry": "strawberries",
 }
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (214, 48, 49),
-    "orange": (245, 146, 40),
-    "yellow": (250, 215, 70),
-    "green": (46, 160, 80),
-    "blue": (52, 110, 219),
-    "purple": (130, 70, 185),
-    "gray": (140, 145, 150),
-    "black": (28, 28, 32),
-}
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "gray", "black")
 
 TEXTURES: dict[str, str] = {
     # name: what a caption calls it
@@ -71,16 +62,11 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        many, _ = SUBJECTS[self.subject]
-        return PLACES[self.place].format(one=self._one, many=many, ground=GROUNDS[self.ground])
+        return PLACES[self.place].format(one=self.one, many=SUBJECTS[self.subject], ground=GROUNDS[self.ground])
 
     @property
-    def placeless(self) -> str:
-        """The caption of a crop around one subject, wherever it stands."""
-        return f"{self._one}, {GROUNDS[self.ground]}"
-
-    @property
-    def _one(self) -> str:
+    def one(self) -> str:
+        """The subject with its article."""
         return f"{'an' if self.subject[0] in 'aeiou' else 'a'} {self.subject}"
 
     @property

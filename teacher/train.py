@@ -1,4 +1,4 @@
-"""Trains the bundled teacher: ``python -m sd_hyena.demo.train --work-dir demo-train``.
+"""Trains the bundled teacher: ``python teacher/train.py --work-dir demo-train``.
 
 Stages run in order and each resumes where it stopped: ``encoder`` (principal components of patches), ``latents``
 (the training set, encoded once), ``unet`` (with the text encoder: on crops of 16x16 cells all the time, beside small
@@ -19,19 +19,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import architecture as arch
 import numpy as np
 import torch
+from card import write_card
 from diffusers import AutoencoderKL
+from local_heads import plant_local_heads
+from patch_encoder import principal_components, set_encoder, start_decoder
 from PIL import Image
+from render import CENTRES, SIZE, render, to_tensor
+from safetensors.torch import save_file
+from scorer_training import evaluate_scorer, train_scorer
 from torch import Tensor, nn
 
-from ..files import atomic_path
-from . import architecture as arch
-from .local_heads import plant_local_heads
-from .patch_encoder import principal_components, set_encoder, start_decoder
-from .render import CENTRES, SIZE, render
-from .scenes import SUBJECTS, Scene, all_scenes
-from .scorer import Scorer, evaluate_scorer, train_scorer
+from sd_hyena.demo.scenes import GROUNDS, SUBJECTS, Scene, all_scenes
+from sd_hyena.files import atomic_path
+from sd_hyena.models import DEMO_DIR
 
 STAGES = ("encoder", "latents", "unet", "decoder", "scorer", "export", "card")
 ENCODER_PICTURES = 240
@@ -51,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         "--work-dir", type=Path, default=Path("demo-train"), help="state of the run; safe to delete after export"
     )
     parser.add_argument("--stages", default=",".join(STAGES), help="comma list, run in the order given")
-    parser.add_argument("--out", type=Path, default=arch.TEACHER_DIR, help="folder the export stage writes")
+    parser.add_argument("--out", type=Path, default=DEMO_DIR, help="folder the export stage writes")
     parser.add_argument("--decoder-steps", type=int, default=2000)
     parser.add_argument("--small-steps", type=int, default=2200, help="half on scenes of 128 px, half on crops")
     parser.add_argument(
@@ -75,11 +78,6 @@ def _rng(args: argparse.Namespace, stage: str, step: int) -> random.Random:
     rng = random.Random(f"{args.seed}/{stage}/{step}")
     torch.manual_seed(rng.getrandbits(48))
     return rng
-
-
-def _to_tensor(pictures: list) -> Tensor:
-    """RGB pictures -> (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _autocast(device: str) -> contextlib.AbstractContextManager:
@@ -171,7 +169,7 @@ def stage_encoder(args: argparse.Namespace) -> None:
         return
     rng, scenes = _rng(args, "encoder", 0), _training_scenes()
     pictures = [draw(rng.choice(scenes), rng) for _ in range(ENCODER_PICTURES) for draw in (render, _small)]
-    large, small = (_to_tensor(pictures[start::2]) for start in range(2))
+    large, small = (to_tensor(pictures[start::2]) for start in range(2))
     weight, bias = principal_components([large, small], arch.LATENT_CHANNELS)
     with atomic_path(target) as temporary:
         torch.save({"weight": weight, "bias": bias}, temporary)
@@ -200,7 +198,7 @@ def stage_decoder(args: argparse.Namespace) -> None:
             for _ in range(2):
                 x, y = rng.randint(0, 128), rng.randint(0, 128)
                 pictures.append(large.crop((x, y, x + 128, y + 128)))
-        pixels = _to_tensor(pictures).to(args.device, memory_format=torch.channels_last)
+        pixels = to_tensor(pictures).to(args.device, memory_format=torch.channels_last)
         with _autocast(args.device):
             error = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.float() - pixels
         run.update(error.abs().mean() + 4 * error.pow(2).mean())
@@ -230,7 +228,7 @@ def stage_latents(args: argparse.Namespace) -> None:
     for index, scene in enumerate(_training_scenes()):
         rng = _rng(args, "latents", index)
         for name, draw in (("small", _small), ("large", render)):
-            pixels = _to_tensor([draw(scene, rng) for _ in range(VARIATIONS)])
+            pixels = to_tensor([draw(scene, rng) for _ in range(VARIATIONS)])
             pixels = pixels.to(args.device, memory_format=torch.channels_last)
             with _autocast(args.device):
                 latents[name].append(vae.encode(pixels).latent_dist.mode().half().cpu())
@@ -246,6 +244,11 @@ def _crop(latent: Tensor, scene: Scene, rng: random.Random) -> Tensor:
     return latent[:, top : top + cells, left : left + cells]
 
 
+def _placeless(scene: Scene) -> str:
+    """The caption of a crop around one subject, wherever it stands."""
+    return f"{scene.one}, {GROUNDS[scene.ground]}"
+
+
 def _sample_batch(
     data: dict[str, Tensor], rng: random.Random, size: int, kinds: Sequence[str]
 ) -> tuple[Tensor, list[str]]:
@@ -256,7 +259,7 @@ def _sample_batch(
         scene = scenes[index]
         latent = data["small" if kind == "small" else "large"][index, rng.randrange(VARIATIONS)].float()
         latents.append(_crop(latent, scene, rng) if kind == "crop" else latent)
-        caption = scene.placeless if kind == "crop" else scene.caption
+        caption = _placeless(scene) if kind == "crop" else scene.caption
         captions.append("" if rng.random() < 0.1 else caption)
     return torch.stack(latents), captions
 
@@ -326,7 +329,6 @@ def stage_scorer(args: argparse.Namespace) -> None:
 def stage_export(args: argparse.Namespace) -> None:
     """Writes the averaged weights as a diffusers folder in half precision, and the scorer beside it."""
     from diffusers import StableDiffusionPipeline
-    from safetensors.torch import save_file
 
     unet, text, vae = arch.make_unet(), arch.make_text_encoder(), _load_vae(args)
     run = _Run(_existing(args, "unet"), {"unet": unet, "text": text}, 0, 0, args.device)
@@ -347,12 +349,8 @@ def stage_export(args: argparse.Namespace) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     pipe.save_pretrained(staging)
     shutil.rmtree(staging / "tokenizer")
-    scorer = Scorer()
-    scorer.load_state_dict(torch.load(args.work_dir / "scorer.pt", weights_only=True))
-    save_file(
-        {k: v.half() if v.is_floating_point() else v for k, v in scorer.state_dict().items()},
-        staging / "scorer.safetensors",
-    )
+    scorer = torch.load(_existing(args, "scorer"), weights_only=True)
+    save_file({k: v.half() for k, v in scorer.items()}, staging / "scorer.safetensors")
     shutil.copytree(staging, args.out, dirs_exist_ok=True)
     for file in args.out.rglob("*.safetensors"):
         file.chmod(0o644)
@@ -360,8 +358,6 @@ def stage_export(args: argparse.Namespace) -> None:
 
 
 def stage_card(args: argparse.Namespace) -> None:
-    from .card import write_card
-
     steps = {s: torch.load(_existing(args, s), weights_only=True, mmap=True)["step"] for s in ("decoder", "unet")}
     facts = {
         "decoder_batch": args.batch_size // 2,

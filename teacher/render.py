@@ -1,22 +1,39 @@
 """Draws scenes as pictures: stickers (Noto Color Emoji, OFL 1.1) on a plain or textured ground.
 
-Only teacher training needs this; the font is Debian's ``fonts-noto-color-emoji``.
+The font is Debian's ``fonts-noto-color-emoji``.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
+from grounds import draw_ground
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from torch import Tensor
 
-from .grounds import draw_ground
-from .scenes import SUBJECTS, Scene
+from sd_hyena.demo.scenes import Scene
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 SIZE = 256
+CHARACTERS = {
+    "penguin": "\N{PENGUIN}",
+    "pig": "\N{PIG FACE}",
+    "frog": "\N{FROG FACE}",
+    "fox": "\N{FOX FACE}",
+    "panda": "\N{PANDA FACE}",
+    "chick": "\N{FRONT-FACING BABY CHICK}",
+    "octopus": "\N{OCTOPUS}",
+    "cactus": "\N{CACTUS}",
+    "mushroom": "\N{MUSHROOM}",
+    "apple": "\N{RED APPLE}",
+    "sunflower": "\N{SUNFLOWER}",
+    "strawberry": "\N{STRAWBERRY}",
+}
 
 
 @cache
@@ -26,7 +43,7 @@ def sticker(subject: str) -> Image.Image:
         raise FileNotFoundError(f"{FONT} not found: install Debian's fonts-noto-color-emoji")
     font = ImageFont.truetype(str(FONT), 109)
     canvas = Image.new("RGBA", (176, 176), (0, 0, 0, 0))
-    ImageDraw.Draw(canvas).text((88, 88), SUBJECTS[subject][1], font=font, embedded_color=True, anchor="mm")
+    ImageDraw.Draw(canvas).text((88, 88), CHARACTERS[subject], font=font, embedded_color=True, anchor="mm")
     rim = canvas.getchannel("A").filter(ImageFilter.MaxFilter(11)).filter(ImageFilter.GaussianBlur(1))
     backed = Image.new("RGBA", canvas.size, (255, 255, 255, 0))
     backed.putalpha(rim)
@@ -59,3 +76,8 @@ def render(scene: Scene, rng: random.Random, size: int = SIZE, scale: float | No
         art = art.resize((round(art.width * shrink), round(art.height * shrink)), Image.Resampling.LANCZOS)
         picture.paste(art, (round(x * size - art.width / 2), round(y * size - art.height / 2)), art)
     return picture
+
+
+def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
+    """RGB pictures -> (B, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 127.5 - 1

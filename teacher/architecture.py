@@ -8,12 +8,11 @@ https://arxiv.org/abs/2305.08891).
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-TEACHER_DIR = Path(__file__).parent / "teacher"
+from sd_hyena.models import DEMO_DIR
+
 LATENT_CELLS = 32
 LATENT_CHANNELS = 12  # four blur textures
 VAE_FACTOR = 8
@@ -66,7 +65,7 @@ def make_text_encoder() -> CLIPTextModel:
 
 def make_tokenizer() -> CLIPTokenizer:
     """CLIP's own tokenizer, from the vocabulary beside the weights."""
-    return CLIPTokenizer.from_pretrained(TEACHER_DIR / "tokenizer", local_files_only=True)
+    return CLIPTokenizer.from_pretrained(DEMO_DIR / "tokenizer", local_files_only=True)
 
 
 def make_scheduler() -> DDIMScheduler:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from render import render, to_tensor
+from scorer_training import evaluate_scorer
 
-from ..generate.draw import contact_sheet, sample, save_png
-from ..machine import machine
-from ..models import load_pipeline, locate
-from .render import render
-from .scenes import COLOURS, PLACES, SUBJECTS, TEXTURES, all_scenes, held_out_scenes
-from .scorer import evaluate_scorer, fidelity, load_scorer
+from sd_hyena.demo.scenes import COLOURS, PLACES, SUBJECTS, TEXTURES, all_scenes, held_out_scenes
+from sd_hyena.demo.scorer import fidelity, load_scorer
+from sd_hyena.generate.draw import contact_sheet, sample, save_png
+from sd_hyena.machine import machine
+from sd_hyena.models import load_pipeline, locate
 
 GUIDANCE = (3.0, 5.0, 7.0)
 STEPS, BATCH, SHEET = 25, 8, 16
@@ -53,7 +52,7 @@ def reconstruction(vae: Any, seed: int, pictures: int = 36) -> float:
     scenes = [s for s in all_scenes() if s.held_out and s.ground in TEXTURES]
     values = []
     for scene in rng.sample(scenes, pictures):
-        pixels = torch.from_numpy(np.asarray(render(scene, rng)).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        pixels = to_tensor([render(scene, rng)]).contiguous()
         decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
         values.append(-10 * (decoded - pixels).square().mean().div(4).log10().item())
     return sum(values) / len(values)
@@ -70,10 +69,10 @@ def write_card(folder: Path, facts: dict[str, Any], prompts: int, seed: int) -> 
     ]
     text = _CARD.format(
         size=size,
-        subjects=_list(SUBJECTS),
-        colours=_list(COLOURS),
-        textures=_list(TEXTURES),
-        places=_list(PLACES),
+        subjects=", ".join(SUBJECTS),
+        colours=", ".join(COLOURS),
+        textures=", ".join(TEXTURES),
+        places=", ".join(PLACES),
         prompts=prompts,
         quarter=-(-prompts // 4),
         decibels=decibels,
@@ -84,10 +83,6 @@ def write_card(folder: Path, facts: dict[str, Any], prompts: int, seed: int) -> 
         **facts,
     )
     (folder / "MODEL_CARD.md").write_text(text, encoding="utf-8")
-
-
-def _list(names: Sequence[str] | dict[str, Any]) -> str:
-    return ", ".join(names)
 
 
 _CARD = """# The bundled teacher
@@ -120,14 +115,14 @@ the recognition scorer finds what was asked.
 The scorer (`scorer.safetensors`) is a small classifier trained on renderings only. On fresh renderings of the held-out
 combinations it is right about: {scorer}. The VAE keeps fresh textured scenes at
 {decibels:.1f} dB. Measured on {machine}, with
-`python -m sd_hyena.demo.train --stages card --card-prompts {prompts}`.
+`python teacher/train.py --stages card --card-prompts {prompts}`.
 
 What its self-attention looks like: `sd-hyena anatomy -m demo`.
 
 ## Data and licence
 
 Pictures are composed on the fly: subjects from Noto Color Emoji (Google, SIL Open Font License 1.1), as stickers with a
-white rim; grounds drawn by code (`grounds.py`). No other images were used. The tokenizer is CLIP's byte-pair
+white rim; grounds drawn by code (`teacher/grounds.py`). No other images were used. The tokenizer is CLIP's byte-pair
 vocabulary (OpenAI, MIT licence). The weights are released under this project's MIT licence.
 
 ## Recipe
@@ -152,7 +147,8 @@ Local attention is planted: a model of this size leaves what is near to its conv
 On large scenes a term of the loss (weight 0.05) asks the first head of OUT09, OUT10 and OUT11 to keep 85 % of its
 attention within 7x7 cells. Nothing but ordinary attention remains: the bias is in the weights.
 
-To make it again (needs Debian's `fonts-noto-color-emoji`; resumes where it stopped; uses a GPU if there is one):
+To make it again, in a clone of the repository (needs Debian's `fonts-noto-color-emoji`; resumes where it stopped; uses
+a GPU if there is one):
 
-    python -m sd_hyena.demo.train --work-dir demo-train
+    python teacher/train.py --work-dir demo-train
 """

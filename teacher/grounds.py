@@ -1,4 +1,4 @@
-"""Draws what stands behind a subject: plain colours, and eight textures that a caption can name.
+"""Draws what stands behind a subject: plain colours, and nine textures that a caption can name.
 
 Everything is drawn by code; phases, tints and details vary from picture to picture. A texture has structure
 beyond flat regions, so that neighbouring cells of a latent tell about each other.
@@ -10,15 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .scenes import COLOURS
-
 Picture = NDArray[np.float32]  # (size, size, 3), 0 to 255
 
 
 def draw_ground(name: str, size: int, scale: float, rng: np.random.Generator) -> Image.Image:
     """An RGB picture, ``size`` px square, of the ground called ``name``; ``scale`` 1 suits pictures of 256 px."""
-    if name in COLOURS:
-        picture = np.full((size, size, 3), COLOURS[name], np.float32)
+    if name in _COLOURS:
+        picture = np.full((size, size, 3), _COLOURS[name], np.float32)
     else:
         picture = _TEXTURES[name](size, scale, rng)
     picture += rng.uniform(-6, 6, 3)
@@ -44,8 +42,11 @@ def _axes(size: int, scale: float, rng: np.random.Generator) -> tuple[NDArray, N
 
 def _blend(low: tuple, high: tuple, share: NDArray) -> Picture:
     """Colour ``low`` where ``share`` is 0, ``high`` where it is 1."""
-    share = np.clip(share, 0, 1)[..., None].astype(np.float32)
-    return (np.asarray(low, np.float32) * (1 - share) + np.asarray(high, np.float32) * share).astype(np.float32)
+    return _mix(np.asarray(low, np.float32), np.asarray(high, np.float32), np.clip(share, 0, 1).astype(np.float32))
+
+
+def _mix(low: NDArray, high: NDArray, share: NDArray) -> Picture:
+    return (low * (1 - share[..., None]) + high * share[..., None]).astype(np.float32)
 
 
 def _edge(distance: NDArray) -> NDArray:
@@ -62,10 +63,6 @@ def _bricks(size: int, scale: float, rng: np.random.Generator) -> Picture:
     tint = tints[(row % 97).astype(int), (np.floor(across / 48) % 89).astype(int)]
     bricks = np.asarray((168, 78, 58), np.float32) + 16 * tint[..., None] * np.asarray((1, 0.8, 0.7))
     return _mix(np.asarray((214, 202, 188), np.float32), bricks, _edge((inside - 2.2) * scale))
-
-
-def _mix(low: NDArray, high: NDArray, share: NDArray) -> Picture:
-    return (low * (1 - share[..., None]) + high * share[..., None]).astype(np.float32)
 
 
 def _stripes(size: int, scale: float, rng: np.random.Generator) -> Picture:
@@ -127,6 +124,16 @@ def _clouds(size: int, scale: float, rng: np.random.Generator) -> Picture:
     return _blend((92, 162, 226), (248, 250, 252), 0.5 + 1.1 * cover)
 
 
+_COLOURS = {
+    "red": (214, 48, 49),
+    "orange": (245, 146, 40),
+    "yellow": (250, 215, 70),
+    "green": (46, 160, 80),
+    "blue": (52, 110, 219),
+    "purple": (130, 70, 185),
+    "gray": (140, 145, 150),
+    "black": (28, 28, 32),
+}
 _TEXTURES = {
     "bricks": _bricks,
     "stripes": _stripes,
