@@ -14,7 +14,7 @@ from ..generate.draw import contact_sheet, save_png
 from . import page
 from .plot import plot_errors
 from .run import Evaluation, Row, command
-from .tables import all_tables, decibels, markdown_table, ratio_line, short, summary
+from .tables import all_tables, decibels, markdown_table, short
 
 SHEET_COLUMNS = 8
 SHEET_SIDES = (192, 384)  # px; smaller pictures are enlarged on the sheet, larger ones reduced
@@ -75,8 +75,6 @@ def markdown(result: Evaluation) -> str:
     parts = ["# Teacher against student", f"`{command(result.settings)}`", _where(result)]
     for table in all_tables(result):
         parts += [f"## {table.title}", table.note, markdown_table(table)]
-        if table.title == summary(result).title and ratio_line(result):
-            parts.append(f"**{ratio_line(result)}**")
     return "\n\n".join(parts) + "\n"
 
 
@@ -97,8 +95,6 @@ def _html(result: Evaluation, folder: Path) -> str:
         parts.append(f"<h2>{html.escape(table.title)}</h2>" + page.table(table.headings, table.lines))
         parts.append(f'<p class="note">{html.escape(table.note)}</p>')
         if number == 0:
-            if ratio_line(result):
-                parts.append(f"<p><b>{html.escape(ratio_line(result))}</b></p>")
             parts.append(_pictures(result))
             if first.unet:
                 source = page.inline(folder / PLOT, "image/png")
