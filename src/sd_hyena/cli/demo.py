@@ -33,7 +33,7 @@ def run(args: dict[str, Any]) -> int:
 
     from ..demo.run import DemoSettings, demonstrate
     from ..evaluate.tables import all_tables
-    from .display import console, layer_table, phase, print_tables, training_progress
+    from .display import console, phase, print_tables, training_progress
 
     device = choose_device(args["device"])
     settings = DemoSettings(
@@ -47,7 +47,6 @@ def run(args: dict[str, Any]) -> int:
     )
     with training_progress(settings.n_steps) as advance:
         result = demonstrate(settings, phase, advance)
-    layer_table(result.training)
     print_tables(all_tables(result.evaluation))
     for row in result.rows:
         if row.timing and row.ratio and row.family != "attention":
