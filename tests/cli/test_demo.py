@@ -14,8 +14,9 @@ def test_demo_writes_pictures_figures_and_a_report(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert str(out / "report.html") in printed.replace("\n", "")
     report = (out / "report.html").read_text()
-    assert report.count("data:image/png;base64,") == 4
+    assert report.count("data:image/png;base64,") == 2 * 2 + 1
     assert "data:image/svg+xml;base64," in report
+    assert "<h2>Time of one layer</h2>" in report
     assert "http" not in report.split("</style>")[1]
     figures = json.loads((out / "figures.json").read_text())
     assert set(figures["layers"]) == {"IN01", "IN02", "OUT09", "OUT10", "OUT11"}

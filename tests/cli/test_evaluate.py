@@ -10,8 +10,6 @@ from PIL import Image
 
 from sd_hyena import checkpoint
 from sd_hyena.cli import main
-from sd_hyena.errors import SdHyenaError, UsageError
-from sd_hyena.evaluate.baseline import Baseline
 from sd_hyena.evaluate.settings import EvaluateSettings, labels
 from sd_hyena.models import DEMO, load_pipeline, locate
 from sd_hyena.nn import OperatorConfig
@@ -158,107 +156,6 @@ def test_a_prompts_file_is_drawn_in_turn_and_not_scored(folder, tmp_path):
     assert "scores" not in figures["rows"][0]
 
 
-def test_linear_attention_is_trained_on_the_same_run_and_kept(folder, capsys):
-    out = folder / "with-baseline"
-    options = ["-y", taught(folder), "--no_yardstick", "--baseline", "linear", "-o", out]
-    assert evaluate(*options) == 0
-    printed = capsys.readouterr().out
-    figures = json.loads((out / "evaluation.json").read_text())
-    ours, theirs = figures["rows"][1:]
-    assert (theirs["label"], theirs["kind"]) == ("linear attention", "baseline")
-    assert list(theirs["layers"]) == ["OUT10", "OUT11"]
-    ratio = theirs["layer_error_mean"] / ours["layer_error_mean"]
-    assert figures["baseline_error_over_ours"] == pytest.approx(ratio)
-    assert f"error of linear attention / ours, mean over the layers: {ratio:.2f}" in printed
-    (path,) = theirs["files"]
-    mine, its = checkpoint.load(taught(folder)), checkpoint.load(path)
-    assert its.layers["OUT11"].config.operator == "linear"
-    own = {"operator", "feature_map", "num_features", "out_dir", "log_dir", "device"}
-    assert {k for k in its.training if its.training[k] != mine.training[k]} <= own
-    assert its.training["seed"] == 3
-    written = (out / "baseline-linear" / "Hyena-00004.safetensors").stat().st_mtime_ns
-    first = figures_of(out)
-    assert evaluate(*options) == 0
-    assert (out / "baseline-linear" / "Hyena-00004.safetensors").stat().st_mtime_ns == written
-    assert "the baseline is in" in capsys.readouterr().out
-    assert figures_of(out) == first
-
-
-def test_a_baseline_that_was_cut_off_is_gone_on_with(folder, tmp_path, monkeypatch, demo_pipe):
-    from sd_hyena.distill.trainer import Trainer
-
-    whole = Baseline(taught(folder), "linear", tmp_path / "whole", "cpu")
-    whole.train(demo_pipe)
-    assert whole.finished()
-    cut = Baseline(taught(folder), "linear", tmp_path / "cut", "cpu")
-    update = Trainer._update
-
-    def stop_after_one(self, step):
-        self._signal = 2
-        return update(self, step)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_update", stop_after_one)
-        with pytest.raises(KeyboardInterrupt):
-            cut.train(demo_pipe)
-    assert not cut.finished()
-    phases = []
-    cut.train(demo_pipe, phases.append)
-    assert "resuming at step 1" in phases
-    a, b = (checkpoint.load(plan.file).tensors["OUT11"] for plan in (whole, cut))
-    assert all(torch.equal(a[key], b[key]) for key in a)
-
-
-def test_a_baseline_of_another_run_is_not_taken_for_this_ones(folder, tmp_path):
-    mine = checkpoint.load(taught(folder))
-    operators = {name: (layer.config, mine.build(name)) for name, layer in mine.layers.items()}
-    plan = Baseline(taught(folder), "linear", tmp_path, "cpu")
-    own = {"operator": "linear", "feature_map": "elu", "num_features": 1}
-    record = mine.training | own | {"name_format": "else", "save_every_n_steps": 1}
-    checkpoint.save(plan.file, operators, teacher=mine.teacher, training=record, figures={"OUT10": {"cosine": 1.0}})
-    assert not plan.finished()  # OUT11 was not measured: cut off
-    figures = {name: {"cosine": 1.0} for name in operators}
-    checkpoint.save(plan.file, operators, teacher=mine.teacher, training=record, figures=figures)
-    assert plan.finished()
-    for other, message in (({"training": record | {"lr": 0.5}}, "lr"), ({"teacher": {"class": "x"}}, "teacher")):
-        sections = {"teacher": mine.teacher, "training": record} | other
-        checkpoint.save(plan.file, operators, figures=figures, **sections)
-        with pytest.raises(UsageError, match=rf"is the baseline of another run \({message}\)"):
-            plan.finished()
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    ({"pretrained_weight": "start.safetensors"}, "was trained from start.safetensors"),
-    ({"n_steps": -1}, "--n_steps is -1"),
-    ({"prompts": "gone.txt"}, "prompts file gone.txt: cannot be read"),
-    ({"data_dir": "gone"}, "data folder gone: no"),
-    ({"lr": "high"}, "its record of the training is malformed"),
-])  # fmt: skip
-def test_a_run_that_cannot_be_repeated_is_refused(folder, tmp_path, change, message):
-    mine = checkpoint.load(taught(folder))
-    operators = {name: (layer.config, mine.build(name)) for name, layer in mine.layers.items()}
-    path = tmp_path / "changed.safetensors"
-    checkpoint.save(path, operators, teacher=mine.teacher, training=mine.training | change)
-    with pytest.raises((UsageError, SdHyenaError), match=message):
-        Baseline(path, "linear", tmp_path / "base", "cpu")
-
-
-def test_a_file_saved_midway_is_said_to_be_one(folder, tmp_path, caplog):
-    midway = folder / "taught" / "Hyena-00003.safetensors"  # the end of stage 1
-    plan = Baseline(midway, "linear", tmp_path, "cpu")
-    assert plan.file.name == "Hyena-00004.safetensors"
-    assert "was saved at step 3 of 4" in caplog.text
-
-
-def test_a_baseline_needs_the_students_own_teacher(folder, tmp_path, demo_pipe):
-    mine = checkpoint.load(taught(folder))
-    operators = {name: (layer.config, mine.build(name)) for name, layer in mine.layers.items()}
-    path = tmp_path / "elsewhere.safetensors"
-    checkpoint.save(path, operators, teacher={"class": "x"}, training=mine.training)
-    with pytest.raises(UsageError, match="was taught by another model"):
-        Baseline(path, "linear", tmp_path / "base", "cpu").train(demo_pipe)
-
-
 def test_from_python_the_teacher_is_measured_whatever_was_attached(folder, evaluated, pipe):
     from sd_hyena import load_hyena
     from sd_hyena.evaluate import evaluate as measure
@@ -303,9 +200,6 @@ def test_names_tell_entries_apart():
         (["-y", "{taught}", "-W", "8"], 2, "too small"),
         (["-y", "{taught}", "-t", "IN01"], 2, "holds no layer IN01"),
         (["-y", "{taught}", "--fid", "-n", "1"], 2, "--num_prompts must be at least 2"),
-        (["-y", "{taught}", "--baseline", "linear"], 2, "--baseline needs --out_dir"),
-        (["-y", "{random}+{taught}", "--baseline", "linear", "-o", "{out}"], 2, "must start with a single file"),
-        (["-y", "{random}", "--baseline", "linear", "-o", "{out}"], 2, "does not record how it was trained"),
         (["-y", "{taught}", "--clip_model", "{out}/none"], 1, "--clip_model"),
         (["-y", "{taught}", "-m", "{model}"], 2, "--prompts is required"),
     ],

@@ -74,8 +74,8 @@ def test_one_file_each_with_the_layer_in_its_name(tmp_path):
         "--mixed_precision bf16 --gradient_accumulation_steps 2 --lr_warmup_steps 1",
         "--operator linear --feature_map elu --num_features 1",
         "--num_features 3 --reuse 2 --init projections -r 0",
-        "--finetune_steps 1 -n 1 --guided_weight 0.5 --guidance 3 --snr_gamma 5 --ema_decay 0 --finetune_lr 1e-4",
-        "--finetune_steps 2 -n 0 --task_weight 0.1 --gradient_checkpointing --finetune_batch_size 3 --form core",
+        "--finetune_steps 1 -n 1 --feature_weight 1 --ema_decay 0 --finetune_lr 1e-4",
+        "--finetune_steps 2 -n 0 --gradient_checkpointing --finetune_batch_size 3 --form core",
         "--finetune_steps 1 -n 1 --mixed_precision bf16 --prediction_weight 0.5 --feature_weight 0",
     ],
 )
@@ -199,7 +199,6 @@ def test_defaults_are_the_documented_ones(capsys):
         ("-m demo --reuse 0", 2, "--reuse is 0"),
         ("-m demo --finetune_steps -3", 2, "--finetune_steps is -3"),
         ("-m demo --ema_decay 1", 2, "--ema_decay is 1"),
-        ("-m demo --guidance 0.5", 2, "--guidance is 0.5"),
         ("-m demo --finetune_steps 3 --prediction_weight 0 --feature_weight 0", 2, "needs a loss"),
         ("-m demo --recipe quick --config x.toml", 2, "choose one"),
         ("-m demo -b -1", 2, "--batch_size is -1"),
@@ -292,7 +291,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, uninterrupted, number, statu
     assert not list(out.glob(".*.tmp"))
 
 
-BOTH = ("-t", "IN01,M00", "-n", "5", "--finetune_steps", "20", "-s", "4", "--guided_weight", "1", "--reuse", "2")
+BOTH = ("-t", "IN01,M00", "-n", "5", "--finetune_steps", "20", "-s", "4", "--reuse", "2")
 
 
 @pytest.mark.parametrize("kill_at", [5, 12])
@@ -324,8 +323,8 @@ def test_stage_2_writes_its_terms_and_the_moving_average(both_stages):
     logs = both_stages.parent / "logs"
     (folder,) = {p.parent for p in logs.rglob("events.out.tfevents*") if p.parent.parent.name == "logs"}
     events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
-    assert {"joint/prediction", "joint/feature", "joint/guided"} <= set(events.Tags()["scalars"])
-    assert [e.step for e in events.Scalars("joint/guided")] == list(range(6, 26))
+    assert {"joint/prediction", "joint/feature"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("joint/feature")] == list(range(6, 26))
     assert len(events.Images("teacher above student")) == 8  # after 4, 5, 8, 12, ... 24 and 25 steps
     weights = load_file(both_stages / "Hyena-00025.safetensors")
     state = torch.load(both_stages / ".train-state.pt", weights_only=True)
@@ -376,7 +375,7 @@ def test_two_processes_teach_the_same_as_one(tmp_path):
     """Two gloo processes with half the batch each: the same global batch, the same result, in both stages."""
     options = (
         "-W 64 -H 64 -t IN01,OUT10 -r 1e-3 -d 3 -n 6 -s 0 --n_images 6 --n_held_out 4 --draw_steps 2 --reuse 2 "
-        "--lr_scheduler constant --lr_warmup_steps 0 --finetune_steps 3 --guided_weight 1"
+        "--lr_scheduler constant --lr_warmup_steps 0 --finetune_steps 3"
     )
     common = ["train", "-m", "demo", *options.split(), "-l", str(tmp_path / "logs")]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sd_hyena"]

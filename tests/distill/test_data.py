@@ -48,9 +48,14 @@ def test_pictures_are_spread_over_the_sizes(two_sizes, demo_pipe):
 
 def test_a_share_is_drawn_for_the_empty_prompt(two_sizes, one_size):
     for bucket in two_sizes.buckets:
-        assert sum(map(two_sizes.is_unconditional, bucket.training)) == len(bucket.training) // 2
-        assert sum(map(two_sizes.is_unconditional, bucket.validation)) == 1
-    assert not any(map(one_size.is_unconditional, one_size.buckets[0].training))  # a tenth of nine
+        assert unprompted(two_sizes, bucket.training) == len(bucket.training) // 2
+        assert unprompted(two_sizes, bucket.validation) == 1
+    assert not unprompted(one_size, one_size.buckets[0].training)  # a tenth of nine
+
+
+def unprompted(data, items):
+    """How many of the items were drawn for the empty prompt."""
+    return sum(torch.equal(data.text(item)[0], data.empty_text()[0]) for item in items)
 
 
 def test_a_picture_follows_from_its_prompt_and_seed(one_size, demo_pipe):
@@ -72,15 +77,21 @@ def test_a_sample_follows_from_seed_step_and_position(demo_pipe, name, request):
     inputs = TeacherInputs(demo_pipe, request.getfixturevalue(name), seed=5, unconditional=0.3)
     for step in range(4):
         whole, parts = inputs.batch(step, range(4)), [inputs.batch(step, [0, 1]), inputs.batch(step, [2, 3])]
-        for field in ("latents", "noise", "timesteps", "unconditional"):
-            assert torch.equal(getattr(whole, field), torch.cat([getattr(p, field) for p in parts]))
-        assert torch.equal(
-            whole.inputs["encoder_hidden_states"], torch.cat([p.inputs["encoder_hidden_states"] for p in parts])
-        )
-        noisy = inputs.noising.add_noise(whole.latents, whole.noise, whole.timesteps)
-        assert torch.equal(whole.inputs["sample"], noisy)
-    other = TeacherInputs(demo_pipe, inputs.data, seed=6, unconditional=0.3)
-    assert not torch.equal(other.batch(0, [0]).noise, TeacherInputs(demo_pipe, inputs.data, 5, 0.3).batch(0, [0]).noise)
+        assert whole.keys() == {"sample", "timestep", "encoder_hidden_states"}
+        for name, value in whole.items():
+            assert torch.equal(value, torch.cat([part[name] for part in parts]))
+    same, other = (TeacherInputs(demo_pipe, inputs.data, seed, 0.3).batch(0, [0]) for seed in (5, 6))
+    assert torch.equal(same["sample"], inputs.batch(0, [0])["sample"])
+    assert other["sample"].shape != same["sample"].shape or not torch.equal(other["sample"], same["sample"])
+
+
+def test_a_sample_is_a_latent_with_as_much_noise_as_its_timestep_says(demo_pipe, one_size):
+    batch = TeacherInputs(demo_pipe, one_size, seed=5, unconditional=0.3).batch(0, range(8))
+    latents = torch.stack([one_size.latent(item) for item in one_size.buckets[0].training])
+    for noisy, t in zip(batch["sample"], batch["timestep"], strict=True):
+        share = demo_pipe.scheduler.alphas_cumprod[t]
+        noise = (noisy - share.sqrt() * latents) / (1 - share).sqrt()
+        assert (noise.square().mean((1, 2, 3)) - 1).abs().min() < 0.4  # of one of the latents it is normal noise
 
 
 def test_every_step_has_one_size_each_as_often_as_it_has_pictures(demo_pipe, two_sizes):
@@ -89,7 +100,8 @@ def test_every_step_has_one_size_each_as_often_as_it_has_pictures(demo_pipe, two
     assert set(sizes) == {(8, 12), (8, 8)}
     assert sizes.count((8, 12)) == pytest.approx(500, abs=60)
     for step in range(3):
-        assert inputs.batch(step, range(3)).latents.shape[-2:] == inputs.batch(step, [7]).size == sizes[step]
+        for positions in (range(3), [7]):
+            assert inputs.batch(step, positions)["sample"].shape[-2:] == sizes[step]
 
 
 def test_prompts_are_dropped_as_often_as_asked_and_need_no_text_encoder(demo_pipe, two_sizes, monkeypatch):
@@ -98,34 +110,36 @@ def test_prompts_are_dropped_as_often_as_asked_and_need_no_text_encoder(demo_pip
     always, never, some = (TeacherInputs(demo_pipe, two_sizes, 0, share) for share in (1.0, 0.0, 0.3))
     counts = [0, 0]
     for step in range(40):
-        batch, without = never.batch(step, range(4)), always.batch(step, range(4))
-        assert without.unconditional.all()
-        assert torch.equal(without.inputs["encoder_hidden_states"], torch.stack([own[""]] * 4))
-        pair = never.unconditional(batch)
-        assert pair["sample"] is batch.inputs["sample"]
-        assert torch.equal(pair["encoder_hidden_states"], without.inputs["encoder_hidden_states"])
-        for states, empty in zip(batch.inputs["encoder_hidden_states"], batch.unconditional, strict=True):
-            (prompt,) = [p for p, s in own.items() if torch.equal(s, states)]
-            assert (prompt == "") == empty
-        dropped = some.batch(step, range(4)).unconditional & ~batch.unconditional
-        counts[0] += int(dropped.sum())
-        counts[1] += int((~batch.unconditional).sum())
+        without, whole, dropped = (
+            [next(prompt for prompt, own_states in own.items() if torch.equal(own_states, states)) for states in batch]
+            for batch in (i.batch(step, range(4))["encoder_hidden_states"] for i in (always, never, some))
+        )
+        assert without == [""] * 4
+        for before, after in zip(whole, dropped, strict=True):
+            assert after in (before, "")
+            counts[0] += bool(before) and not after
+            counts[1] += bool(before)
     assert counts[1] > 50
     assert counts[0] / counts[1] == pytest.approx(0.3, abs=0.12)
 
 
-def test_held_out_pictures_are_measured_on_and_never_learned_from(demo_pipe, two_sizes, one_size):
+def test_held_out_pictures_are_measured_on_and_never_learned_from(demo_pipe, two_sizes, one_size, monkeypatch):
     inputs = TeacherInputs(demo_pipe, two_sizes, seed=0, unconditional=0)
     batches = inputs.validation_batches(7, 2)
     assert sorted(p for b in batches for p in b) == list(range(7))
-    shapes = {inputs.batch(0, b, validation=True).size for b in batches}
+    shapes = {tuple(inputs.batch(0, b, validation=True)["sample"].shape[-2:]) for b in batches}
     assert shapes == {(8, 12), (8, 8)}
     with pytest.raises(ValueError, match="several sizes"):
         inputs.batch(0, [0, 1], validation=True)
-    learned = [x for step in range(60) for x in inputs.batch(step, range(4)).latents]
-    for batch in batches:
-        for latent in inputs.batch(0, batch, validation=True).latents:
-            assert not any(torch.equal(latent, x) for x in learned)
+    seen, latent = set(), two_sizes.latent
+    monkeypatch.setattr(two_sizes, "latent", lambda item: seen.add(item) or latent(item))
+    for step in range(60):
+        inputs.batch(step, range(4))
+    assert seen == {item for bucket in two_sizes.buckets for item in bucket.training}
+    seen.clear()
+    for positions in batches:
+        inputs.batch(0, positions, validation=True)
+    assert seen <= {item for bucket in two_sizes.buckets for item in bucket.validation}
     assert TeacherInputs(demo_pipe, one_size, 0, 0).validation_batches(7, 3) == [range(3), range(3, 6), range(6, 7)]
 
 
@@ -155,14 +169,13 @@ def test_pooled_states_and_sizes_reach_a_model_that_takes_them(demo_pipe):
         scheduler=demo_pipe.scheduler,
         vae_scale_factor=8,
     )
-    inputs = TeacherInputs(pipe, data, 0, 0)
-    batch = inputs.batch(0, range(2))
-    for kwargs, row in ((batch.inputs, 1), (inputs.unconditional(batch), 0)):
-        added = kwargs["added_cond_kwargs"]
+    for share, row in ((0.0, 1), (1.0, 0)):
+        batch = TeacherInputs(pipe, data, 0, share).batch(0, range(2))
+        added = batch["added_cond_kwargs"]
         assert torch.equal(added["text_embeds"], shard["pooled"][[row, row]].half())
         assert added["time_ids"].tolist() == [[64, 96, 0, 0, 64, 96]] * 2
-        assert torch.equal(kwargs["encoder_hidden_states"], shard["states"][[row, row]].half())
-    assert batch.latents.dtype == batch.noise.dtype == torch.float32
+        assert torch.equal(batch["encoder_hidden_states"], shard["states"][[row, row]].half())
+        assert batch["sample"].dtype == torch.float16
 
 
 @pytest.mark.parametrize(

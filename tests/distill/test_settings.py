@@ -11,8 +11,7 @@ from sd_hyena.errors import UsageError
 @pytest.mark.parametrize(
     ("choices", "named"),
     [
-        ({"guided_weight": 1.0, "ema_decay": 0.5}, "--guided_weight, --ema_decay: ignored, being of stage 2"),
-        ({"finetune_steps": 3, "guidance": 7.0}, "--guidance: ignored, being of guided pairs"),
+        ({"feature_weight": 1.0, "ema_decay": 0.5}, "--feature_weight, --ema_decay: ignored, being of stage 2"),
         ({"operator": "causal", "global_branch": "mean"}, "--global_branch: ignored, being of the hyena2d operator"),
         ({"global_branch": "mean", "num_features": 4}, "--num_features: ignored, being of linear attention"),
         ({"operator": "linear", "hyena_order": 3}, "--hyena_order: ignored, being of Hyena operators"),
@@ -25,7 +24,7 @@ def test_what_changes_nothing_is_named(caplog, choices, named):
     assert [r.message.startswith(named) for r in caplog.records] == [True]
 
 
-@pytest.mark.parametrize("choices", [{}, {"finetune_steps": 3, "guided_weight": 1.0, "guidance": 7.0}])
+@pytest.mark.parametrize("choices", [{}, {"finetune_steps": 3, "feature_weight": 1.0, "ema_decay": 0.5}])
 def test_nothing_is_said_of_what_counts(caplog, choices):
     TrainSettings("demo", **choices).validate()
     assert not caplog.records
@@ -34,8 +33,7 @@ def test_nothing_is_said_of_what_counts(caplog, choices):
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"finetune_steps": 3, "guided_weight": 1.0, "batch_size": 3}, "even batch size, not 3"),
-        ({"finetune_steps": 3, "guided_weight": float("inf")}, "--guided_weight is inf"),
+        ({"finetune_steps": 3, "feature_weight": float("inf")}, "--feature_weight is inf"),
         ({"n_steps": 0}, "--n_steps is 0"),
     ],
 )

@@ -32,8 +32,8 @@ def run(args: dict[str, Any]) -> int:
         raise UsageError(f"{out / 'report.html'} exists: choose another --out_dir, or give --overwrite")
 
     from ..demo.run import DemoSettings, demonstrate
-    from ..evaluate.tables import all_tables, ratio_line
-    from .display import console, layer_table, phase, print_tables, training_progress
+    from ..evaluate.tables import all_tables
+    from .display import console, phase, print_tables, training_progress
 
     device = choose_device(args["device"])
     settings = DemoSettings(
@@ -47,8 +47,7 @@ def run(args: dict[str, Any]) -> int:
     )
     with training_progress(settings.n_steps) as advance:
         result = demonstrate(settings, phase, advance)
-    layer_table(result.training)
-    print_tables(all_tables(result.evaluation), ratio_line(result.evaluation))
+    print_tables(all_tables(result.evaluation))
     for row in result.rows:
         if row.timing and row.ratio and row.family != "attention":
             speed = f"{row.timing.median:.1f} ms, {row.ratio:.2f}x the best attention's speed"

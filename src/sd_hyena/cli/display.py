@@ -125,11 +125,10 @@ def counting_progress() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def print_tables(tables: Sequence[Any], after_first: str = "") -> None:
-    """Tables with their titles, and a line after the first; where the output is no terminal, as wide as they need to
-    be."""
+def print_tables(tables: Sequence[Any]) -> None:
+    """Tables with their titles; where the output is no terminal, as wide as they need to be."""
     wide = console if console.is_terminal else Console(highlight=False, markup=False, width=WIDTH_OF_FILES)
-    for number, content in enumerate(tables):
+    for content in tables:
         table = Table(title=content.title)
         for position, heading in enumerate(content.headings):
             words = not position or heading == "advice"
@@ -137,5 +136,3 @@ def print_tables(tables: Sequence[Any], after_first: str = "") -> None:
         for line in content.lines:
             table.add_row(*line)
         wide.print(table)
-        if number == 0 and after_first:
-            wide.print(after_first)

@@ -58,11 +58,6 @@ class Dataset:
         """The same of the empty prompt."""
         return self._text(0, 0)
 
-    def is_unconditional(self, item: tuple[int, int]) -> bool:
-        """Whether the item's own prompt is the empty one."""
-        shard, row = item
-        return int(self.shards[shard]["prompt"][row]) == 0
-
     def _text(self, shard: int, row: int) -> tuple[Tensor, Tensor | None]:
         tensors = self.shards[shard]
         return tensors["states"][row], tensors["pooled"][row] if "pooled" in tensors else None
@@ -88,23 +83,10 @@ def open_prepared(folder: Path, check: bool = True) -> Dataset:
     return dataset
 
 
-@dataclass
-class Batch:
-    """Samples for the teacher's UNet, on its device. ``size`` is the latents' (h, w)."""
-
-    inputs: dict[str, Any]  # keyword arguments of one UNet call
-    latents: Tensor  # (B, C, h, w) without noise, float32
-    noise: Tensor  # (B, C, h, w), float32
-    timesteps: Tensor  # (B,)
-    unconditional: Tensor  # (B,) bool: the states are the empty prompt's
-    size: tuple[int, int]
-
-
 class TeacherInputs:
     """Noised latents, timesteps and text states for the teacher's UNet, batch by batch.
 
-    ``unconditional`` is the share of samples whose prompt is replaced by the empty one; ``noising`` is the
-    DDPM schedule behind the samples.
+    ``unconditional`` is the share of samples whose prompt is replaced by the empty one.
     """
 
     def __init__(self, pipe: Any, data: Dataset, seed: int, unconditional: float) -> None:
@@ -129,8 +111,8 @@ class TeacherInputs:
             batches += [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
         return batches
 
-    def batch(self, step: int, positions: Sequence[int], validation: bool = False) -> Batch:
-        """Sample ``p`` of step ``step`` is the same in every run with this seed.
+    def batch(self, step: int, positions: Sequence[int], validation: bool = False) -> dict[str, Any]:
+        """The keyword arguments of one UNet call; sample ``p`` of step ``step`` is the same whenever the seed is.
 
         Validation positions must be among one of ``validation_batches``; ValueError otherwise.
         """
@@ -141,7 +123,7 @@ class TeacherInputs:
             items = self._validation[numbers.pop()].validation
         else:
             items = self._bucket(step).training
-        latents, noises, times, texts, empty = [], [], [], [], []
+        latents, noises, times, texts = [], [], [], []
         for position in positions:
             generator = torch.Generator().manual_seed(_mix(self.seed, step, position, validation))
             item = items[int(torch.randint(len(items), (1,), generator=generator))]
@@ -150,25 +132,16 @@ class TeacherInputs:
             times.append(torch.randint(self.noising.config.num_train_timesteps, (1,), generator=generator))
             drop = bool(torch.rand((), generator=generator) < self.share)
             texts.append(self.data.empty_text() if drop else self.data.text(item))
-            empty.append(drop or self.data.is_unconditional(item))
         device, dtype = self.pipe.unet.device, self.pipe.unet.dtype
-        clean, noise, t = torch.stack(latents), torch.stack(noises), torch.cat(times)
-        noisy = self.noising.add_noise(clean, noise, t)
-        h, w = clean.shape[-2:]
-        inputs = {"sample": noisy.to(device, dtype), "timestep": t.to(device)} | self._conditions(texts, (h, w))
-        dropped = torch.tensor(empty, device=device)
-        return Batch(inputs, clean.to(device), noise.to(device), t.to(device), dropped, (h, w))
-
-    def unconditional(self, batch: Batch) -> dict[str, Any]:
-        """The keyword arguments of the same UNet call with the empty prompt's states for every sample."""
-        return batch.inputs | self._conditions([self.data.empty_text()] * len(batch.latents), batch.size)
-
-    def _conditions(self, texts: Sequence[tuple[Tensor, Tensor | None]], size: tuple[int, int]) -> dict[str, Any]:
-        device, dtype = self.pipe.unet.device, self.pipe.unet.dtype
-        inputs: dict[str, Any] = {"encoder_hidden_states": torch.stack([s for s, _ in texts]).to(device, dtype)}
+        t = torch.cat(times)
+        inputs: dict[str, Any] = {
+            "sample": self.noising.add_noise(torch.stack(latents), torch.stack(noises), t).to(device, dtype),
+            "timestep": t.to(device),
+            "encoder_hidden_states": torch.stack([states for states, _ in texts]).to(device, dtype),
+        }
         pooled = [p for _, p in texts if p is not None]
         if pooled:
-            h, w = (side * self.pipe.vae_scale_factor for side in size)
+            h, w = (side * self.pipe.vae_scale_factor for side in latents[0].shape[-2:])
             ids = torch.tensor([[h, w, 0, 0, h, w]] * len(texts), device=device, dtype=dtype)
             inputs["added_cond_kwargs"] = {"text_embeds": torch.stack(pooled).to(device, dtype), "time_ids": ids}
         return inputs

@@ -18,7 +18,7 @@ from ..patch import attach
 from ..targets import Target
 from .capture import Captured, capture
 from .data import Dataset, TeacherInputs
-from .losses import Losses, layer_losses, snr_weights
+from .losses import Losses, layer_losses
 from .settings import TrainSettings
 from .students import Students
 
@@ -46,7 +46,7 @@ class StudentUNet(nn.Module):
 
 
 class JointStage:
-    """Losses of stage 2: prediction, guided prediction, layers' outputs, and the task itself; see TrainSettings."""
+    """Losses of stage 2: the prediction, and the layers' outputs; see TrainSettings."""
 
     def __init__(
         self,
@@ -58,64 +58,17 @@ class JointStage:
         variances: Mapping[str, float],
     ) -> None:
         self.settings, self.teacher, self.targets, self.variances = settings, pipe.unet, targets, variances
-        # A guided pair needs every sample's own prompt; the empty one comes with it.
-        self.paired = settings.guided_weight > 0
-        self.inputs = TeacherInputs(pipe, data, seed, 0.0 if self.paired else settings.unconditional)
-        self.noising = self.inputs.noising
+        self.inputs = TeacherInputs(pipe, data, seed, settings.unconditional)
 
     def losses(self, model: nn.Module, step: int, positions: Sequence[int]) -> Losses:
-        """Of one batch of ``len(positions)`` UNet samples; a pair takes two of them."""
-        s = self.settings
-        if self.paired:  # numbered so that pairs are the same however many processes share the batch
-            positions = range(positions[0] // 2, positions[0] // 2 + len(positions) // 2)
-        batch = self.inputs.batch(step, positions)
-        inputs = _doubled(batch.inputs, self.inputs.unconditional(batch)) if self.paired else batch.inputs
+        """Of one batch of ``len(positions)`` UNet samples."""
+        inputs = self.inputs.batch(step, positions)
         with torch.no_grad(), capture(self.teacher, self.targets) as records:
             wanted = self.teacher(**inputs).sample.float()
         taught = dict(records)
         got, said = model(inputs)
-        got = got.float()
-        kind = self.noising.config.prediction_type
-        weights = snr_weights(self.noising.alphas_cumprod, batch.timesteps, kind, s.snr_gamma)
+        prediction = torch.nn.functional.mse_loss(got.float(), wanted)
         layers = layer_losses({name: r.y for name, r in said.items()}, taught, self.variances)
-        parts = {
-            "prediction": _weighted(got - wanted, weights),
-            "feature": torch.stack(list(layers.errors.values())).mean(),
-        }
-        scale = {"prediction": s.prediction_weight, "feature": s.feature_weight}
-        if self.paired:
-            difference = got - wanted
-            conditional, unconditional = difference.chunk(2)
-            guided = unconditional + s.guidance * (conditional - unconditional)
-            # Over the variance it would have, were the two errors independent: comparable with the plain term.
-            parts["guided"] = _weighted(guided, weights) / (s.guidance**2 + (s.guidance - 1) ** 2)
-            scale["guided"] = s.guided_weight
-        if s.task_weight:
-            target = self._target(kind, batch.latents, batch.noise, batch.timesteps)
-            # An unconditional sample of a pair has the same target.
-            parts["task"] = _weighted(got - target.repeat(len(got) // len(target), 1, 1, 1), weights)
-            scale["task"] = s.task_weight
-        total = torch.stack([scale[name] * part for name, part in parts.items()]).sum()
-        return Losses(total, layers.errors, layers.mse, {name: part.detach() for name, part in parts.items()})
-
-    def _target(self, kind: str, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        if kind == "epsilon":
-            return noise
-        if kind == "v_prediction":
-            return self.noising.get_velocity(latents, noise, timesteps)
-        return latents
-
-
-def _doubled(conditional: Mapping[str, Any], unconditional: Mapping[str, Any]) -> dict[str, Any]:
-    """Both calls as one: the conditional samples first."""
-    joined: dict[str, Any] = {}
-    for name, value in conditional.items():
-        other = unconditional[name]
-        joined[name] = _doubled(value, other) if isinstance(value, dict) else torch.cat([value, other])
-    return joined
-
-
-def _weighted(difference: Tensor, weights: Tensor) -> Tensor:
-    """Mean square per sample, (B, ...), weighted by its timestep; several samples may share a timestep."""
-    square = difference.square().flatten(1).mean(1)
-    return (square * weights.to(square.device).repeat(len(square) // len(weights))).mean()
+        total = self.settings.prediction_weight * prediction + self.settings.feature_weight * layers.total
+        parts = {"prediction": prediction.detach(), "feature": layers.total.detach()}
+        return Losses(total, layers.errors, layers.mse, parts)

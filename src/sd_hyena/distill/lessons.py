@@ -64,11 +64,11 @@ class Lessons:
 
     def activations(self, step: int, positions: Sequence[int]) -> dict[str, Captured]:
         """Real activations on training latents."""
-        return self._teacher_pass(self._training.batch(step, positions).inputs)
+        return self._teacher_pass(self._training.batch(step, positions))
 
     def held_out(self, positions: Sequence[int]) -> dict[str, Captured]:
         """Real activations on held-out latents, whatever the run's seed; positions from ``held_out_batches``."""
-        return self._teacher_pass(self._held_out.batch(0, positions, validation=True).inputs)
+        return self._teacher_pass(self._held_out.batch(0, positions, validation=True))
 
     def held_out_batches(self, count: int, batch_size: int) -> list[range]:
         """The first ``count`` held-out positions, cut into batches of one size each."""

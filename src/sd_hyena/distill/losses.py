@@ -31,26 +31,6 @@ def layer_losses(
     return Losses(torch.stack(list(errors.values())).mean(), errors, mse)
 
 
-def snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, prediction_type: str, gamma: float) -> Tensor:
-    """Weight of each sample's squared prediction error, (B,): min-SNR (https://arxiv.org/abs/2303.09556), or 1
-    everywhere for ``gamma`` 0.
-
-    ``min(SNR, gamma)`` weighs errors of the clean latent; of a noise or velocity prediction that is the same
-    over SNR or SNR + 1.
-    """
-    if not gamma:
-        return torch.ones(len(timesteps))
-    alphas = alphas_cumprod[timesteps.cpu()].double()
-    snr = alphas / (1 - alphas)
-    if prediction_type == "epsilon":
-        weights = torch.where(snr > gamma, gamma / snr, torch.ones_like(snr))
-    elif prediction_type == "v_prediction":
-        weights = snr.clamp(max=gamma) / (snr + 1)
-    else:
-        weights = snr.clamp(max=gamma)
-    return weights.float()
-
-
 def variance(teacher: Tensor) -> float:
     """Mean square of a teacher's output (B, L, D) around its channels' means.
 

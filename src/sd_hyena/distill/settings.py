@@ -20,8 +20,7 @@ OPERATORS = ("hyena2d", "causal", "linear")
 INITS = ("teacher", "projections", "random")
 DATA = ("teacher", "noise")
 STAGE_2 = (
-    "finetune_lr", "finetune_batch_size", "prediction_weight", "feature_weight", "guided_weight", "guidance",
-    "task_weight", "snr_gamma", "ema_decay", "gradient_checkpointing",
+    "finetune_lr", "finetune_batch_size", "prediction_weight", "feature_weight", "ema_decay", "gradient_checkpointing",
 )  # fmt: skip
 HYENA = ("hyena_order", "hyena_filter_order", "hyena_num_heads", "hyena_short_filter_order")
 DRAWN = ("prompts", "sizes", "n_images", "n_held_out")
@@ -81,7 +80,7 @@ class TrainSettings:
     n_held_out: int = option(32, "further pictures, for measuring only")
     draw_steps: int = option(12, "diffusion steps for drawing them")
     # Guidance runs half its passes on the empty prompt.
-    unconditional: float = option(0.3, "share of the inputs without their prompt; pairs of stage 2 have both")
+    unconditional: float = option(0.3, "share of the inputs without their prompt")
     lr_scheduler: str = option("cosine", "learning rate schedule", choices=SCHEDULERS)
     lr_warmup_steps: int = option(20, "steps of linear warm-up")
     weight_decay: float = option(0.01, "of the projections; filters have none")
@@ -91,10 +90,6 @@ class TrainSettings:
     finetune_batch_size: int = option(0, "stage 2: UNet samples per step and process; 0: as in stage 1")
     prediction_weight: float = option(1.0, "stage 2: weight of the distance to the teacher's prediction")
     feature_weight: float = option(0.1, "stage 2: weight of the layers' mean relative error")
-    guided_weight: float = option(0.0, "stage 2: weight of the guided prediction, from pairs with and without prompt")
-    guidance: float = option(5.0, "stage 2: guidance scale of those pairs")
-    task_weight: float = option(0.0, "stage 2: weight of the diffusion loss itself")
-    snr_gamma: float = option(0.0, "stage 2: min-SNR weighting of timesteps, 5 is usual; 0: none")
     ema_decay: float = option(0.99, "stage 2: moving average of the weights, which is what is saved; 0: none")
     gradient_checkpointing: bool = option(False, "stage 2: less memory for a second forward pass")
     mixed_precision: str = option("no", "autocast type for the optimisation", choices=MIXED_PRECISION)
@@ -106,18 +101,14 @@ class TrainSettings:
         for name in ("batch_size", "gradient_accumulation_steps", "n_images", "n_held_out", "draw_steps", "reuse"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.n_steps >= (0 if self.finetune_steps else 1), "n_steps", self.n_steps, "at least 1")
-        weights = ("prediction_weight", "feature_weight", "guided_weight", "task_weight", "snr_gamma")
+        weights = ("prediction_weight", "feature_weight")
         counts = ("save_every_n_steps", "lr_warmup_steps", "weight_decay", "max_grad_norm", "finetune_steps")
         for name in (*counts, *weights, "finetune_batch_size"):
             _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
         for name in ("lr", "finetune_lr"):
             _require(0 <= getattr(self, name) < 10, name, getattr(self, name), "0 or a number such as 1e-4")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
-        _require(1 <= self.guidance < math.inf, "guidance", self.guidance, "at least 1")
-        size = self.finetune_batch_size or self.batch_size
-        if self.finetune_steps and self.guided_weight and size % 2:
-            raise UsageError(f"--guided_weight pairs samples, so stage 2 needs an even batch size, not {size}")
-        if self.finetune_steps and not any(getattr(self, name) for name in weights[:4]):
+        if self.finetune_steps and not any(getattr(self, name) for name in weights):
             raise UsageError("--finetune_steps needs a loss: give one of its weights a value above 0")
         _require(-1 <= self.seed < 2**63, "seed", self.seed, "-1 or a whole number from 0")
         parse_names(self.target)
@@ -147,11 +138,9 @@ class TrainSettings:
     def _warn_of_idle(self) -> None:
         """One line for each reason why settings that are not the default change nothing."""
         defaults = {f.name: f.default for f in fields(self)}
-        fine = self.finetune_steps > 0
         attends = self.operator == "linear" or (self.operator == "hyena2d" and self.global_branch == "linear")
         for idle, names, reason in (
-            (not fine, STAGE_2, "of stage 2, which --finetune_steps asks for"),
-            (fine and not self.guided_weight, ("guidance",), "of guided pairs, which --guided_weight asks for"),
+            (not self.finetune_steps, STAGE_2, "of stage 2, which --finetune_steps asks for"),
             (self.operator != "hyena2d", ("global_branch", "scaling"), "of the hyena2d operator"),
             (not attends, ("feature_map", "num_features"), "of linear attention, which this operator has not"),
             (self.operator == "linear", HYENA, "of Hyena operators"),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .run import Evaluation, Row
 
 COLOURS = ("#1f77b4", "#2a9d6f", "#7b4ab0", "#0b3d66", "#c2588a", "#5a8f29")  # students
-LINES = {"yardstick": ("#9a9a9a", ("-", "--")), "baseline": ("#c9962b", ("-",))}
+GREY, LINES = "#9a9a9a", ("-", "--")  # yardsticks
 
 
 def plot_errors(result: Evaluation, path: Path) -> bool:
@@ -57,17 +57,11 @@ def plot_errors(result: Evaluation, path: Path) -> bool:
 
 
 def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
-    """Colour and line of each row: yardsticks grey, the baseline ochre, students in colour."""
-    styles, students, others = {}, 0, 0
-    for row in rows:
-        if row.kind == "student":
-            styles[row.label] = (COLOURS[students % len(COLOURS)], "-")
-            students += 1
-        else:
-            colour, lines = LINES[row.kind]
-            styles[row.label] = (colour, lines[others % len(lines)])
-            others += 1
-    return styles
+    """Colour and line of each row: yardsticks grey, students in colour."""
+    students = [row.label for row in rows if row.kind == "student"]
+    others = [row.label for row in rows if row.kind != "student"]
+    styles = {label: (COLOURS[i % len(COLOURS)], "-") for i, label in enumerate(students)}
+    return styles | {label: (GREY, LINES[i % len(LINES)]) for i, label in enumerate(others)}
 
 
 def _lows(each: list[list[float]]) -> list[float]:

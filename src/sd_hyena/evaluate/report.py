@@ -14,15 +14,17 @@ from ..generate.draw import contact_sheet, save_png
 from . import page
 from .plot import plot_errors
 from .run import Evaluation, Row, command
-from .tables import all_tables, decibels, markdown_table, ratio_line, short, summary
+from .tables import all_tables, decibels, markdown_table, short
 
 SHEET_COLUMNS = 8
 SHEET_SIDES = (192, 384)  # px; smaller pictures are enlarged on the sheet, larger ones reduced
 PLOT = "errors.png"
 
 
-def write_report(folder: Path, result: Evaluation) -> list[Path]:
+def write_report(folder: Path, result: Evaluation, more: str = "") -> list[Path]:
     """Writes evaluation.json, evaluation.md, sheet.png, report.html and, if errors were measured, errors.png.
+
+    ``more`` is HTML for the end of the page.
 
     Returns what was written. Raises SdHyenaError if the folder cannot be written to.
     """
@@ -31,7 +33,7 @@ def write_report(folder: Path, result: Evaluation) -> list[Path]:
         written = [folder / name for name in ("report.html", "evaluation.md", "evaluation.json", "sheet.png")]
         if plot_errors(result, folder / PLOT):
             written.append(folder / PLOT)
-        texts = (_html(result, folder), markdown(result), json.dumps(result.figures(), indent=2) + "\n")
+        texts = (_html(result, folder, more), markdown(result), json.dumps(result.figures(), indent=2) + "\n")
         for path, text in zip(written[:3], texts, strict=True):
             with atomic_path(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
@@ -75,8 +77,6 @@ def markdown(result: Evaluation) -> str:
     parts = ["# Teacher against student", f"`{command(result.settings)}`", _where(result)]
     for table in all_tables(result):
         parts += [f"## {table.title}", table.note, markdown_table(table)]
-        if table.title == summary(result).title and ratio_line(result):
-            parts.append(f"**{ratio_line(result)}**")
     return "\n\n".join(parts) + "\n"
 
 
@@ -85,7 +85,7 @@ def _where(result: Evaluation) -> str:
     return f"{s.width}x{s.height} px, {s.steps} steps, guidance {s.cfg_scale:g}, seeds from {s.seed}; {facts}."
 
 
-def _html(result: Evaluation, folder: Path) -> str:
+def _html(result: Evaluation, folder: Path, more: str) -> str:
     first, tables = result.students[0], all_tables(result)
     parts = [
         f"<h1>{html.escape(result.settings.model)}: teacher against {html.escape(first.label)}</h1>",
@@ -97,15 +97,13 @@ def _html(result: Evaluation, folder: Path) -> str:
         parts.append(f"<h2>{html.escape(table.title)}</h2>" + page.table(table.headings, table.lines))
         parts.append(f'<p class="note">{html.escape(table.note)}</p>')
         if number == 0:
-            if ratio_line(result):
-                parts.append(f"<p><b>{html.escape(ratio_line(result))}</b></p>")
             parts.append(_pictures(result))
             if first.unet:
                 source = page.inline(folder / PLOT, "image/png")
                 parts.append(f'<h2>Error by timestep</h2><img class="plot" alt="error by timestep" src="{source}">')
     parts.append(f"<h2>Where and how</h2><p>{html.escape(_where(result))}</p>")
     parts.append(f"<p><code>{html.escape(command(result.settings))}</code></p>")
-    return page.page(f"sd-hyena evaluate: {first.label}", *parts)
+    return page.page(f"sd-hyena evaluate: {first.label}", *parts, more)
 
 
 def _keys(result: Evaluation) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from ..machine import free_memory, machine
 from ..models import check_size
 from ..settings import to_flags
 from ..targets import find_targets
-from .baseline import Baseline
 from .errors import Figures, TeacherSweep
 from .inputs import HeldOut
 from .pictures import Distances, Drawing, compare, draw
@@ -33,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Row:
-    """One line of the table. ``kind``: "teacher", "yardstick", "student" or "baseline".
+    """One line of the table. ``kind``: "teacher", "yardstick" or "student".
 
     ``distances``, ``unet`` and ``layers`` are from the teacher, whose own row has none; ``layers`` is filled for
-    students and baselines. ``unet`` and ``layers`` are empty if error figures were not asked for.
+    students. ``unet`` and ``layers`` are empty if error figures were not asked for.
     """
 
     label: str
@@ -84,8 +83,8 @@ class Evaluation:
 
     @property
     def students(self) -> list[Row]:
-        """Students and the baseline, in the table's order."""
-        return [row for row in self.rows if row.kind in ("student", "baseline")]
+        """In the table's order."""
+        return [row for row in self.rows if row.kind == "student"]
 
     @property
     def ranking(self) -> list[int]:
@@ -93,16 +92,9 @@ class Evaluation:
         psnr = _distances(self.students[0]).psnr
         return sorted(range(len(psnr)), key=lambda i: -psnr[i])
 
-    @property
-    def baseline_ratio(self) -> float | None:
-        """The baseline's mean relative error per layer over the first student's: above 1 the student is closer."""
-        ours = self.students[0].layer_error
-        theirs = next((row.layer_error for row in self.rows if row.kind == "baseline"), None)
-        return theirs / ours if theirs is not None and ours else None
-
     def figures(self) -> dict[str, Any]:
         """Everything measured, as plain numbers: what evaluation.json holds."""
-        record: dict[str, Any] = {
+        return {
             "machine": self.machine,
             "command": command(self.settings),
             "settings": asdict(self.settings),
@@ -111,9 +103,6 @@ class Evaluation:
             "bands": self.bands,
             "rows": [row.figures() for row in self.rows],
         }
-        if self.baseline_ratio is not None:
-            record["baseline_error_over_ours"] = self.baseline_ratio
-        return record
 
 
 def _distances(row: Row) -> Distances:
@@ -131,7 +120,6 @@ def evaluate(
     students: Mapping[str, Sequence[Path | str]],
     settings: EvaluateSettings,
     prompts: Sequence[str] | None = None,
-    baseline: Baseline | None = None,
     scores: Sequence[Score] | None = None,
     phase: Callable[[str], None] = logger.info,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -141,9 +129,8 @@ def evaluate(
     Args:
         pipe: a pipeline whose UNet is the teacher's; Hyena layers attached to it are taken off, and none is left.
         students: the Hyena files of each, stacked, by the name it shall have in the table; at least one.
-        settings: size, steps, guidance, seed, bands and so on; its ``hyena`` and ``baseline`` are not read.
+        settings: size, steps, guidance, seed, bands and so on; its ``hyena`` is not read.
         prompts: what to draw; ``settings.read_prompts()`` unless given.
-        baseline: a trained one, measured on the first student's layers and compared to it.
         scores: ``make_scores(...)`` of these settings and prompts unless given.
         phase: is told in a line what happens now; ``progress`` how many pictures or UNet calls of how many are done.
 
@@ -156,18 +143,12 @@ def evaluate(
     seeds = [settings.seed + i for i in range(len(prompts))]
     if scores is None:
         scores = make_scores(settings, prompts, str(pipe.unet.device))
-    kinds = dict.fromkeys(students, "student")
     files = {label: list(map(str, entry)) for label, entry in students.items()}
     drawing = settings.drawing()
     work = _Work(pipe, settings, prompts, seeds, scores, phase, progress)
     try:
         operators = {label: _operators(pipe, entry, drawing) for label, entry in files.items()}
-        if baseline is not None:
-            label = f"{baseline.operator} attention"
-            layers = ",".join(operators[next(iter(students))])
-            kinds[label], files[label] = "baseline", [str(baseline.file)]
-            operators[label] = _operators(pipe, files[label], replace(drawing, target=layers, scaling="file"))
-        return work.evaluate(kinds, files, operators)
+        return work.evaluate(files, operators)
     finally:
         patch.detach(pipe.unet)
 
@@ -200,9 +181,7 @@ class _Work:
         self.teacher: Drawing | None = None
         self.sweep: TeacherSweep | None = None
 
-    def evaluate(
-        self, kinds: Mapping[str, str], files: Mapping[str, list[str]], operators: Mapping[str, dict[str, nn.Module]]
-    ) -> Evaluation:
+    def evaluate(self, files: Mapping[str, list[str]], operators: Mapping[str, dict[str, nn.Module]]) -> Evaluation:
         rows = [self.row(TEACHER, TEACHER)]
         self.teacher = rows[0].drawing
         s = self.settings
@@ -217,7 +196,7 @@ class _Work:
                 rows.append(self.row(f"teacher, {label}", "yardstick"))
         for label, layers in operators.items():
             with self._attached(layers):
-                row = self.row(label, kinds[label], files[label], ", ".join(layers))
+                row = self.row(label, "student", files[label], ", ".join(layers))
             row.layers = self.sweep.layers[label] if self.sweep else {}
             rows.append(row)
         return Evaluation(s, self.prompts, self.seeds, inputs.edges, rows, machine(str(self.pipe.unet.device)))

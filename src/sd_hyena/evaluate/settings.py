@@ -37,11 +37,6 @@ class EvaluateSettings:
     bands: int = option(5, "timestep bands of the error figures")
     layer_samples: int = option(8, "noised latents in each band that errors are measured on; 0: pictures only")
     no_yardstick: bool = option(False, "leave out the teacher with another attention backend and in bfloat16")
-    baseline: str = option(
-        "none",
-        "also train this on the first file's data, seed and steps, and put it in the table",
-        choices=("none", "linear"),
-    )
     clip_model: str = option("", "CLIP model for a CLIP score: a transformers folder or a hub id")
     fid: bool = option(False, "Frechet distance to the teacher's pictures (torch-fidelity and its weights)")
     lpips: bool = option(False, "LPIPS to the teacher's pictures (torchvision and its AlexNet weights)")
@@ -69,11 +64,6 @@ class EvaluateSettings:
             raise UsageError("--hyena: every entry must name a file, or files stacked with +")
         if self.fid and self.num_prompts < 2:
             raise UsageError("--fid compares sets of pictures: --num_prompts must be at least 2")
-        if self.baseline != "none":
-            if len(entries[0]) != 1:
-                raise UsageError("--baseline repeats the training of one file: --hyena must start with a single file")
-            if not self.out_dir:
-                raise UsageError("--baseline needs --out_dir, where the baseline's files are kept")
         labels(entries)
 
     def entries(self) -> list[list[str]]:

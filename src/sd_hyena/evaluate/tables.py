@@ -39,7 +39,7 @@ def all_tables(result: Evaluation) -> list[Table]:
 
 
 def summary(result: Evaluation) -> Table:
-    """One line for the teacher, each yardstick, student and baseline."""
+    """One line for the teacher, each yardstick and student."""
     columns: list[tuple[str, Callable[[Row], str]]] = [
         ("", lambda row: row.label),
         ("PSNR, mean", lambda row: decibels(_distance(row, "psnr_mean_db"))),
@@ -109,14 +109,6 @@ def layers(result: Evaluation, row: Row) -> Table:
         ["layer", "mean", *_bands(result), "cosine"],
         lines,
     )
-
-
-def ratio_line(result: Evaluation) -> str:
-    """How the baseline compares to the first student, in a line; empty without one."""
-    if result.baseline_ratio is None:
-        return ""
-    name = next(row.label for row in result.rows if row.kind == "baseline")
-    return f"error of {name} / ours, mean over the layers: {result.baseline_ratio:.2f}"
 
 
 def short(value: float | None) -> str:
