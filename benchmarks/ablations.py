@@ -13,7 +13,6 @@ or another teacher.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import statistics
 import sys
@@ -23,21 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import variants
 from accelerate import Accelerator
 
 from sd_hyena import patch
-from sd_hyena.benchmark.flops import attention_flops, operator_flops
 from sd_hyena.benchmark.timing import interleaved
 from sd_hyena.demo.scenes import held_out_scenes
 from sd_hyena.distill.prepare import training_data
 from sd_hyena.distill.settings import TrainSettings
 from sd_hyena.distill.trainer import Trainer
-from sd_hyena.evaluate.pictures import Drawing, compare, draw
+from sd_hyena.evaluate.pictures import Distances, Drawing, compare, draw
 from sd_hyena.files import atomic_path
 from sd_hyena.generate.draw import use_scheduler
 from sd_hyena.machine import describe, machine
 from sd_hyena.models import DEMO, fingerprint, load_pipeline, locate
+from sd_hyena.nn import Operator
+from sd_hyena.nn.teacher import projections_of
+from sd_hyena.targets import find_targets
 
 SIZE, GUIDANCE, FIRST_SEED = 256, 5.0, 1000
 TIMED = "IN01"  # the layer whose parameters, operations and time are given
@@ -51,72 +51,60 @@ class Row:
     group: str
     settings: dict[str, Any] = field(default_factory=dict)
     change: Callable[[Any], None] | None = None
-    around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-    convolutions: int = 1
     longer: float = 1.0  # stage 1, in steps of the default
 
 
-LINEAR = {"operator": "linear", "feature_map": "elu", "num_features": 1}
+LINEAR = {"operator": "linear", "feature_map": "elu"}
 ALL = {"target": "all"}
 ROWS = [
     Row("default", "default"),
     Row("default, seed 2", "default", {"seed": 2}),
     Row("default, seed 3", "default", {"seed": 3}),
+    Row("near filter and linear attention", "operator", {"operator": "near"}),
+    Row("linear attention", "operator", {"operator": "linear"}),
     Row("linear attention (elu + 1)", "operator", LINEAR),
     Row("linear attention (elu + 1), a third of the rate", "operator", LINEAR | {"lr": 3e-3}),
     Row("linear attention (elu + 1), three times the rate", "operator", LINEAR | {"lr": 3e-2}),
-    Row("linear attention, our features", "operator", {"operator": "linear"}),
+    Row("windows (softmax in blocks, the rival)", "operator", {"operator": "windows"}),
+    Row("long", "operator", {"operator": "long"}),
     Row("causal", "operator", {"operator": "causal"}),
-    Row("order 3", "operator", {"hyena_order": 3}),
+    Row("blocks of 4", "blocks", {"block": 4}),
+    Row("blocks of 16", "blocks", {"block": 16}),
+    Row("near: none", "near filter", {"near": 0}),
+    Row("near: 1 tap", "near filter", {"near": 1}),
+    Row("near: 7 x 7", "near filter", {"near": 7}),
+    Row("features: squared ReLU", "features", {"feature_map": "squared_relu"}),
+    Row("features: exp", "features", {"feature_map": "exp"}),
+    Row("features: elu + 1", "features", {"feature_map": "elu"}),
+    Row("start: projections alone", "start", {"init": "projections"}),
+    Row("start: random", "start", {"init": "random"}),
+    Row("branch dropout 0.1", "start", {"branch_dropout": 0.1}),
     Row("noise as data", "data", {"data": "noise"}),
     Row("causal, noise, random start (as in 2024)", "data", {"operator": "causal", "data": "noise", "init": "random"}),
     Row("a quarter of the pictures", "data", {"n_images": 16}),
-    Row("all layers", "layers", ALL),
-    Row("all layers, linear attention (elu + 1)", "layers", ALL | LINEAR),
-    Row("all, + stage 2: prediction", "stage 2", ALL | {"finetune_steps": 40, "feature_weight": 0.0}),
-    Row("all, + stage 2: prediction, features", "stage 2", ALL | {"finetune_steps": 40}),
-    Row("all, stage 1 for as long as both", "stage 2", ALL, longer=2.2),
-    Row("+ stage 2", "stage 2", {"finetune_steps": 40}),
-    Row("start: projections alone", "start", {"init": "projections"}),
-    Row("start: random", "start", {"init": "random"}),
-    Row("global branch: none", "global branch", {"global_branch": "none"}),
-    Row("global branch: mean", "global branch", {"global_branch": "mean"}),
-    Row("global branch: linear, elu + 1", "global branch", {"feature_map": "elu", "num_features": 1}),
-    Row("global branch: one feature per channel", "global branch", {"num_features": 1}),
-    Row("global branch: four features per channel", "global branch", {"num_features": 4}),
-    Row("form: core", "form", {"form": "core"}),
-    Row("learning rate 1e-3", "learning rate", {"lr": 1e-3}),
     Row("learning rate 3e-3", "learning rate", {"lr": 3e-3}),
     Row("learning rate 3e-2", "learning rate", {"lr": 3e-2}),
-    Row("one rate for filters and projections", "learning rate", {}, None, variants.one_rate),
+    Row("one rate for all", "learning rate", change=lambda operator: operator.__dict__.update(rates={})),
     Row("a teacher pass for every step", "learning rate", {"reuse": 1}),
-    Row("gates: none", "gates", {}, variants.no_gates),
-    Row("gates: SiLU", "gates", {}, variants.as_class(variants.SiluGates)),
-    Row("gates: normalised product", "gates", {}, variants.as_class(variants.NormalisedProduct)),
-    Row("outer-product heads of 4", "gates", {}, variants.as_class(variants.OuterProduct), convolutions=4),
-    Row("kernels shared across heads", "kernel", {"hyena_num_heads": 16}),
-    Row("one kernel per attention head", "kernel", {"hyena_num_heads": 16}, variants.per_head),
-    Row("window: none", "kernel", {}, variants.flat_window),
-    Row("window: Gaussian", "kernel", {}, variants.gaussian_window),
-    Row("filter: SiLU instead of sine", "kernel", {}, variants.silu_filter),
-    Row("filter: 1 octave", "kernel", {}, None, lambda: variants.bands(1)),
-    Row("filter: 8 octaves", "kernel", {}, None, lambda: variants.bands(8)),
-    Row("filter: 16 wide", "kernel", {"hyena_filter_order": 16}),
-    Row("short filter: none (1 tap)", "short filter", {"hyena_short_filter_order": 1}),
-    Row("short filter: 5 x 5", "short filter", {"hyena_short_filter_order": 5}),
+    Row("form: core", "form", {"form": "core"}),
+    Row("all layers", "layers", ALL),
+    Row("all layers, linear attention (elu + 1)", "layers", ALL | LINEAR),
+    Row("all, + stage 2: prediction, features", "stage 2", ALL | {"finetune_steps": 40}),
+    Row("all, stage 1 for as long as both", "stage 2", ALL, longer=2.2),
 ]  # fmt: skip
 
 
-class VariantTrainer(Trainer):
-    """Builds each operator with a row's change."""
+class RowTrainer(Trainer):
+    """Changes each operator as a row says before its optimiser is made."""
 
     row: Row
 
-    def build(self, config: Any) -> torch.nn.Module:
-        operator = super().build(config)
-        if self.row.change is not None:
-            self.row.change(operator)
-        return operator
+    def _make_students(self, started_from: dict[str, Any] | None) -> Any:
+        students = super()._make_students(started_from)
+        for _, operator in students.items():
+            if self.row.change is not None:
+                self.row.change(operator)
+        return students
 
 
 @dataclass
@@ -154,32 +142,33 @@ class Bench:
         Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
         # Drawing the pictures is not a row's own time.
         training_data(settings, self.pipe, self.teacher, is_demo=True)
-        with row.around():
-            trainer = VariantTrainer(
-                settings, self.pipe, self.teacher, Accelerator(cpu=True), is_demo=True, on_phase=_say
-            )
-            trainer.row = row
-            result = trainer.run()
-            if result.interrupted:
-                raise KeyboardInterrupt
-            with trainer.average.in_place():
-                operators = dict(trainer.students.items())
-                psnr = self.psnr(operators)
-                times = self.times(operators[TIMED])
+        trainer = RowTrainer(settings, self.pipe, self.teacher, Accelerator(cpu=True), is_demo=True, on_phase=_say)
+        trainer.row = row
+        result = trainer.run()
+        if result.interrupted:
+            raise KeyboardInterrupt
+        with trainer.average.in_place():
+            operators = dict(trainer.students.items())
+            drawn = self.pictures(operators)
+            psnr = drawn.psnr
+            times = self.times(operators[TIMED])
+            without = self.without(trainer)
         config = trainer.configs[TIMED]
         return {
             "error": statistics.mean(f["relative_error"] for f in result.figures.values()),
             "errors": {name: f["relative_error"] for name, f in result.figures.items()},
             "psnr": statistics.mean(psnr),
             "psnr_each": psnr,
+            "detail": statistics.mean(drawn.detail),
+            "without": without,
             "parameters": sum(p.numel() for p in operators[TIMED].parameters()),
-            "flops": operator_flops(config, (config.height, config.width), row.convolutions),
+            "flops": flops(operators[TIMED], (config.height, config.width)),
             "ms": times["student"].median,
             "attention_ms": times["teacher"].median,
             "seconds": result.seconds,
         }
 
-    def psnr(self, operators: dict[str, torch.nn.Module]) -> list[float]:
+    def pictures(self, operators: dict[str, Operator]) -> Distances:
         options = {
             "num_inference_steps": self.args.picture_steps, "guidance_scale": GUIDANCE, "width": SIZE, "height": SIZE
         }  # fmt: skip
@@ -188,24 +177,41 @@ class Bench:
             self.drawing = draw(self.pipe, self.prompts, seeds, **options)
         patch.attach(self.pipe.unet, operators)
         try:
-            return compare(self.drawing, draw(self.pipe, self.prompts, seeds, **options)).psnr
+            return compare(self.drawing, draw(self.pipe, self.prompts, seeds, **options))
         finally:
             patch.detach(self.pipe.unet)
 
     @torch.no_grad()
-    def times(self, operator: torch.nn.Module) -> dict[str, Any]:
-        """One call of the layer and of the attention it stands for: two images, one with and one without prompt."""
-        from sd_hyena.nn.attention import projections_of
-        from sd_hyena.targets import find_targets
+    def without(self, trainer: Trainer) -> dict[str, float]:
+        """The mean error with each branch left out in turn."""
+        operators, errors = [operator for _, operator in trainer.students.items()], {}
+        for branch in operators[0].branches:
+            for operator in operators:
+                operator.off = branch
+            figures = trainer._measure(trainer.students.eval())
+            errors[branch] = statistics.mean(f["relative_error"] for f in figures.values())
+        for operator in operators:
+            operator.off = ""
+        return errors
 
+    @torch.no_grad()
+    def times(self, operator: Operator) -> dict[str, Any]:
+        """One call of the layer and of the attention it stands for: two images, one with and one without prompt."""
         target = find_targets(self.pipe.unet)[TIMED]
         attention = self.pipe.unet.get_submodule(target.path)
         grid = target.grid((SIZE // 8, SIZE // 8))
         x = torch.randn(2, grid[0] * grid[1], target.dim)
-        given = (projections_of(attention),) if getattr(operator, "form", "full") == "core" else ()
+        given = (projections_of(attention),) if operator.core else ()
         operator.eval()
         calls = {"student": lambda: operator(x, grid, *given), "teacher": lambda: attention(x)}
         return interleaved(calls, torch.device("cpu"), 30, 3.0)
+
+
+def flops(operator: Operator, size: tuple[int, int]) -> int:
+    """Of one image through a layer, projections included."""
+    c = operator.config
+    parts = 4 if c.operator != "causal" else c.hyena_order + 2
+    return 2 * size[0] * size[1] * c.dim * c.inner * parts + operator.flops(size)
 
 
 def _say(text: str) -> None:
@@ -223,9 +229,12 @@ def table(rows: list[Row], stored: dict[str, Any], head: dict[str, Any]) -> str:
         "Error: mean relative error of the layers on held-out latents, as `train` reports it: all timesteps together "
         "(`evaluate` takes the mean of five bands of them, which is higher); 1 is a constant's. PSNR: to the teacher's "
         f"pictures. Parameters, operations (an image) and time (two) are {TIMED}'s; attention has 16,448 parameters "
-        f"(which core uses too) and takes {attention_flops(64, 1024) / 1e6:.0f} MFLOP.", "",
-        "| student | error | / default | PSNR dB | parameters | MFLOP | ms | attention ms | training s |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"and takes {(8 * 1024 * 64**2 + 4 * 1024**2 * 64) / 1e6:.0f} MFLOP.",
+        "Detail: of the pictures' finest Laplacian band, over the teacher's. Without: the error without a branch.",
+        "",
+        "| student | error | / default | PSNR dB, worst | detail | without near / long | states / softmax "
+        "| global / mean | parameters | MFLOP | ms | attention ms | training s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
     seeds = [stored[r.name]["error"] for r in rows if r.group == "default" and r.name in stored]
     reference = statistics.mean(seeds) if seeds else float("nan")
@@ -235,12 +244,15 @@ def table(rows: list[Row], stored: dict[str, Any], head: dict[str, Any]) -> str:
             continue
         if row.group != group:
             group = row.group
-            lines.append(f"| **{group}** | | | | | | | | |")
+            lines.append(f"| **{group}** |" + " |" * 12)
         r = stored[row.name]
         every = "all" in row.settings.get("target", "")
         ratio = "-" if every else f"{r['error'] / reference:.2f}"
         lines.append(
-            f"| {row.name} | {r['error']:.4f} | {ratio} | {r['psnr']:.1f} | {r['parameters']:,} "
+            f"| {row.name} | {r['error']:.4f} | {ratio} | {r['psnr']:.1f}, {min(r['psnr_each']):.1f} "
+            f"| {r['detail']:.3f} "
+            f"| {_off(r, 'near', 'long')} | {_off(r, 'states', 'softmax')} | {_off(r, 'global', 'mean')} "
+            f"| {r['parameters']:,} "
             f"| {r['flops'] / 1e6:.1f} | {r['ms']:.1f} | {r['attention_ms']:.1f} | {r['seconds']:.0f} |"
         )
     if len(seeds) > 1:
@@ -253,6 +265,10 @@ def table(rows: list[Row], stored: dict[str, Any], head: dict[str, Any]) -> str:
             "Smaller differences say nothing.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _off(row: dict[str, Any], *branches: str) -> str:
+    return next((f"{row['without'][branch]:.3f}" for branch in branches if branch in row["without"]), "-")
 
 
 def main() -> int:

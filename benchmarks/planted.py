@@ -17,14 +17,11 @@ Results are kept row by row in STEM.json, so that an interrupted run goes on; ST
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +31,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from planted_report import write
-from states import NearAndStates, SoftmaxInBlocks
-from states import parameter_groups as states_groups
 from torch import Tensor, nn
 
+from sd_hyena.config import OperatorConfig
 from sd_hyena.demo.scenes import TEXTURES
-from sd_hyena.distill.capture import Captured
 from sd_hyena.distill.losses import Distance
-from sd_hyena.distill.optimisation import parameter_groups
-from sd_hyena.distill.students import start_from_teacher
 from sd_hyena.machine import machine
-from sd_hyena.nn import Hyena2D, OperatorConfig
+from sd_hyena.nn import Operator, build
 
 sys.path.append(str(Path(__file__).parents[1] / "teacher"))
 from grounds import draw_ground  # as for the bundled teacher
@@ -108,62 +101,53 @@ def features(seed: int) -> Tensor:
     return F.layer_norm(z + NOISE * torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)), (DIM,))
 
 
-@dataclass(frozen=True)
-class Student:
-    """How one is made; ``library``: built and optimised as ``sd-hyena train`` does."""
-
-    name: str
-    make: Callable[[], nn.Module]
-    library: bool = False
-
-
-def _library(name: str, **choices: Any) -> Student:
-    config = OperatorConfig(dim=DIM, height=EDGE, width=EDGE, attention_heads=HEADS, in_bias=False, **choices)
-    return Student(name, config.build, library=True)
-
-
-def _states(name: str, **choices: Any) -> Student:
-    return Student(name, lambda: NearAndStates(DIM, HEADS, in_bias=False, **choices))
-
-
-STUDENTS = [
-    _library("linear, elu + 1", operator="linear", feature_map="elu", num_features=1),
-    _library("linear", operator="linear"),
-    _library("linear, 4 features", operator="linear", num_features=4),
-    _library("hyena2d (default)"),
-    _library("hyena2d, mean branch", global_branch="mean"),
-    _library("hyena2d, no branch", global_branch="none"),
-    _library("causal", operator="causal"),
-    _states("near 7 alone", near=7, attend=False),
-    _states("near 1 + linear", near=1),
-    _states("near 3 + linear", near=3),
-    _states("near 7 + linear", near=7),
-    _states("near 13 + linear", near=13),
-    _states("states 4", block=4),
-    _states("near 3 + states 8", near=3, block=8),
-    _states("near 3 + states 4", near=3, block=4),
-    _states("near 7 + states 4", near=7, block=4),
-    _states("near 7 + states 2", near=7, block=2),
-    Student("softmax in 8x8 blocks + linear", lambda: SoftmaxInBlocks(DIM, HEADS, in_bias=False)),
-]
+STUDENTS: dict[str, dict[str, Any]] = {
+    "linear, elu + 1": {"operator": "linear", "feature_map": "elu"},
+    "linear, exp": {"operator": "linear", "feature_map": "exp"},
+    "linear": {"operator": "linear"},
+    "near 3": {"operator": "near"},
+    "near 7": {"operator": "near", "near": 7},
+    "states 8": {"near": 0},
+    "states 8 + near 3, exp": {"feature_map": "exp"},
+    "states 8 + near 3, squared ReLU": {"feature_map": "squared_relu"},
+    "states 8 + near 3": {},
+    "states 8 + near 3, not fitted": {"fitted": False},
+    "states 8 + near 3, one rate": {"rate": 1.0},
+    "states 8 + near 7": {"near": 7},
+    "states 4 + near 3": {"block": 4},
+    "states 4 + near 3, short filter": {"block": 4, "short": True},
+    "states 4 + near 3, gates": {"block": 4, "gates": True},
+    "long": {"operator": "long"},
+    "causal": {"operator": "causal"},
+    "windows 8 (rival)": {"operator": "windows"},
+}
 
 
-@torch.no_grad()
-def without_each_branch(operator: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(branch, the operator without it) for each branch of a hybrid."""
-    if isinstance(operator, Hyena2D) and operator.global_branch != "none":
-        rest = copy.deepcopy(operator)
-        rest.gain.weight.zero_()
-        yield "global", rest
-        rest = copy.deepcopy(operator)
-        rest.filter.zero_()
-        rest.bias.weight.zero_()
-        yield "long", rest
-    elif isinstance(operator, NearAndStates):
-        for branch in operator.branches():
-            operator.off = branch
-            yield branch, operator
-        operator.off = ""
+class Wrapped(nn.Module):
+    """What earned no place in an operator, around one: a 3x3 filter on its input, or a gate on its output."""
+
+    branches = ()
+
+    def __init__(self, operator: Operator, short: bool, gates: bool) -> None:
+        super().__init__()
+        self.operator = operator
+        self.short = nn.Conv2d(DIM, DIM, 3, padding=1, groups=DIM, bias=False) if short else None
+        self.gate = nn.Linear(DIM, DIM) if gates else None
+        if self.short is not None:
+            nn.init.dirac_(self.short.weight, groups=DIM)
+        if self.gate is not None:
+            nn.init.zeros_(self.gate.weight)
+            nn.init.ones_(self.gate.bias)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.gate is not None:
+            return self.gate(x) * self.operator(x, size)
+        planes = x.transpose(1, 2).unflatten(2, size)
+        return self.operator(self.short(planes).flatten(2).transpose(1, 2), size)
+
+    def parameter_groups(self, rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        own = [p for part in (self.short, self.gate) if part is not None for p in part.parameters()]
+        return [*self.operator.parameter_groups(rate, weight_decay), {"params": own, "lr": rate}]
 
 
 class Bed:
@@ -185,17 +169,24 @@ class Bed:
         near = planted_unet.squared_distance((EDGE, EDGE), chebyshev=True) <= 9
         return {"entropy": entropy.item(), "mass_7": (weights * near).sum(-1).mean().item()}
 
-    def student(self, student: Student) -> nn.Module:
+    def student(self, name: str) -> Operator | Wrapped:
+        """Untrained, started from the teacher."""
         torch.manual_seed(100 + self.seed)
-        operator = student.make()
-        records = [Captured(self.x[:BATCH], self.y[:BATCH], (EDGE, EDGE))]
-        start_from_teacher(operator, self.attention, records)
-        return operator
+        choices = dict(STUDENTS[name])
+        fitted, rate, around = choices.pop("fitted", True), choices.pop("rate", None), {
+            key: choices.pop(key, False) for key in ("short", "gates")
+        }  # fmt: skip
+        operator = build(OperatorConfig(DIM, EDGE, EDGE, attention_heads=HEADS, **choices))
+        operator.start_from(self.attention, [(self.x[: 2 * BATCH], (EDGE, EDGE))] if fitted else [])
+        operator.unfold()
+        if rate is not None:
+            operator.rates = {}
+        return Wrapped(operator, **around) if any(around.values()) else operator
 
-    def train(self, student: Student, steps: int) -> tuple[nn.Module, float]:
+    def train(self, name: str, steps: int) -> tuple[Operator | Wrapped, float]:
         """The trained operator, and seconds a step."""
-        operator = self.student(student)
-        groups = parameter_groups(operator, RATE, 0.0) if student.library else states_groups(operator, RATE)
+        operator = self.student(name)
+        groups = operator.parameter_groups(RATE, 0.0)
         optimizer = torch.optim.Adam(groups, lr=RATE, betas=(0.9, 0.99))
         rates = [group["lr"] for group in optimizer.param_groups]
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
@@ -221,14 +212,16 @@ class Bed:
             distance.add(operator(x, (EDGE, EDGE)), y)
         return distance.figures()["relative_error"]
 
-    def measure(self, student: Student, steps: int, seconds: float) -> dict[str, Any]:
+    def measure(self, name: str, steps: int, seconds: float) -> dict[str, Any]:
         """Errors at the start, after equal steps and after equal time, and without each branch."""
-        start = self.error(self.student(student))
-        operator, each = self.train(student, steps)
-        result: dict[str, Any] = {"start": start, "steps": self.error(operator), "step_seconds": each}
-        result["without"] = {branch: self.error(rest) for branch, rest in without_each_branch(operator)}
+        start = self.error(self.student(name))
+        operator, each = self.train(name, steps)
+        result: dict[str, Any] = {"start": start, "steps": self.error(operator), "step_seconds": each, "without": {}}
+        for branch in operator.branches:
+            operator.off = branch
+            result["without"][branch] = self.error(operator)
         as_long = max(10, round(seconds / each))
-        result |= {"time": self.error(self.train(student, as_long)[0]), "time_steps": as_long}
+        result |= {"time": self.error(self.train(name, as_long)[0]), "time_steps": as_long}
         return result | {"parameters": sum(p.numel() for p in operator.parameters())}
 
 
@@ -253,25 +246,24 @@ def main() -> None:
     parser.add_argument("--out", default="", help=f"STEM of the files (default: {results}/planted, or planted-unet)")
     args = parser.parse_args()
     if args.unet:
-        names = chosen(args.students, [row.name for row in planted_unet.ROWS], "student")
+        names = chosen(args.students, list(planted_unet.ROWS), "student")
         planted_unet.run(names, args.steps or 120, args.seeds or 1, Path(args.out or results / "planted-unet"))
         return
     steps, out = args.steps or 80, Path(args.out or results / "planted")
-    students = {student.name: student for student in STUDENTS}
     path = out.with_suffix(".json")
     rows = json.loads(path.read_text())["rows"] if path.exists() else {}
     for teacher in chosen(args.teachers, list(SIGMAS), "teacher"):
         for seed in range(args.seeds or 3):
             bed = None
-            for name in chosen(args.students, list(students), "student"):
+            for name in chosen(args.students, list(STUDENTS), "student"):
                 key, settings = f"{teacher}/{seed}/{name}", {"steps": steps, "seconds": args.seconds}
                 if rows.get(key, {}).get("settings") == settings:
                     continue
                 bed = bed or Bed(teacher, seed)
-                rows[key] = bed.measure(students[name], steps, args.seconds) | {"settings": settings} | bed.facts()
+                rows[key] = bed.measure(name, steps, args.seconds) | {"settings": settings} | bed.facts()
                 print(f"{key}: {rows[key]['steps']:.4f}, {rows[key]['time']:.4f} at equal time", flush=True)
-                write(out, rows, machine("cpu"), [s.name for s in STUDENTS])
-    write(out, rows, machine("cpu"), [s.name for s in STUDENTS])
+                write(out, rows, machine("cpu"), list(STUDENTS))
+    write(out, rows, machine("cpu"), list(STUDENTS))
 
 
 if __name__ == "__main__":

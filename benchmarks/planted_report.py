@@ -11,7 +11,7 @@ from typing import Any
 from sd_hyena.files import atomic_path
 from sd_hyena.machine import describe
 
-COLOURS = {"linear": "#c9962b", "hyena2d": "#1f77b4", "causal": "#777777", "softmax": "#b3402e"}
+COLOURS = {"linear": "#c9962b", "near": "#2a9d6f", "long": "#0b3d66", "causal": "#777777", "windows": "#b3402e"}
 
 
 def write(stem: Path, rows: Mapping[str, Any], facts: Mapping[str, Any], order: Sequence[str]) -> None:
@@ -57,11 +57,11 @@ def _table(beds: Mapping[str, Mapping[str, list[dict[str, Any]]]], facts: Mappin
             f"{statistics.mean(r['mass_7'] for r in first):.0%} of the attention within 7x7 cells (uniform: 4.3 %).",
             "",
             f"| student | at the start | {steps} steps | {seconds:g} s | ms a step | parameters | without near / long "
-            "| states / softmax | global |",
+            "| states / softmax | global / mean |",
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for name, rows in students.items():
-            middle = [_without(rows, names) for names in (("near", "long"), ("states", "softmax"), ("global",))]
+            middle = [_without(rows, names) for names in (("near", "long"), ("states", "softmax"), ("global", "mean"))]
             lines.append(
                 f"| {name} | {statistics.mean(r['start'] for r in rows):.2f} | {_spread(rows, 'steps')} "
                 f"| {_spread(rows, 'time')} | {1000 * statistics.median(r['step_seconds'] for r in rows):.0f} "
@@ -96,7 +96,7 @@ def _plot(beds: Mapping[str, Mapping[str, list[dict[str, Any]]]], path: Path) ->
     )  # fmt: skip
     for axis, (teacher, students) in zip(axes[0], beds.items(), strict=True):
         for place, (name, rows) in enumerate(students.items()):
-            colour = COLOURS.get(name.split()[0].rstrip(","), "#2a9d6f")
+            colour = COLOURS.get(name.split()[0].rstrip(","), "#1f77b4")
             label = place == 0
             axis.barh(place, statistics.mean(r["steps"] for r in rows), color=colour, height=0.7, alpha=0.75)
             axis.plot([r["steps"] for r in rows], [place] * len(rows), "o", ms=3, color="#222",

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from states import NearAndStates, parameter_groups
 from torch import Tensor, nn
 
-from sd_hyena.distill import optimisation
 from sd_hyena.distill.prepare import training_data
 from sd_hyena.distill.settings import TrainSettings
 from sd_hyena.distill.trainer import Trainer
 from sd_hyena.files import atomic_path
 from sd_hyena.machine import describe, machine
 from sd_hyena.models import DEMO, fingerprint, load_pipeline, locate
-from sd_hyena.nn import OperatorConfig
 from sd_hyena.targets import find_targets, select
 
 BEDS = ("planted", "as it is")
@@ -71,27 +66,24 @@ def plant(unet: nn.Module) -> None:
         unet.get_submodule(target.path).set_processor(PlantedProcessor((2.0, 5.0)[number % 2]))
 
 
-@dataclass
-class Row:
-    """One student: what the library's settings say, or a class of :mod:`states` with its choices."""
-
-    name: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    states: dict[str, Any] | None = None
-
-
-ROWS = [
-    Row("linear", {"operator": "linear"}),
-    Row("hyena2d (default)"),
-    Row("near 7 + linear", {"operator": "linear"}, {"near": 7}),
-    Row("states 4", {"operator": "linear"}, {"block": 4}),
-    Row("near 3 + states 4", {"operator": "linear"}, {"near": 3, "block": 4}),
-]
+ROWS: dict[str, dict[str, Any]] = {
+    "linear, elu + 1": {"operator": "linear", "feature_map": "elu"},
+    "linear": {"operator": "linear"},
+    "near 3": {"operator": "near"},
+    "near 7": {"operator": "near", "near": 7},
+    "states 8": {"near": 0},
+    "states 8 + near 3, squared ReLU": {"feature_map": "squared_relu"},
+    "states 8 + near 3, exp": {"feature_map": "exp"},
+    "states 8 + near 3": {},
+    "states 4 + near 3": {"block": 4},
+    "long": {"operator": "long"},
+    "windows 8 (rival)": {"operator": "windows"},
+}
 
 
 def run(names: Sequence[str], steps: int, seeds: int, stem: Path) -> None:
     """Measures those rows that ``stem``.json lacks, for each seed, on the UNet with the bias planted and as it is."""
-    path, rows = stem.with_suffix(".json"), {row.name: row for row in ROWS}
+    path = stem.with_suffix(".json")
     identity = {"steps": steps, "teacher": fingerprint(load_pipeline(locate(DEMO)))["attention_sha256"]}
     stored = json.loads(path.read_text())["rows"] if path.exists() else {}
     results = {key: row for key, row in stored.items() if row["identity"] == identity}
@@ -103,52 +95,26 @@ def run(names: Sequence[str], steps: int, seeds: int, stem: Path) -> None:
             teacher["attention_sha256"] = "planted"  # its pictures are its own
         for key, seed, name in [(f"{bed}/{s}/{name}", s, name) for s in range(1, seeds + 1) for name in names]:
             if key not in results:
-                results[key] = {"identity": identity, **_measure(rows[name], pipe, teacher, steps, seed)}
+                results[key] = {"identity": identity, **_measure(ROWS[name], pipe, teacher, steps, seed)}
                 print(f"{key}: {results[key]['error']:.4f} in {results[key]['seconds']:.0f} s", flush=True)
                 _write(stem, results, steps)
     _write(stem, results, steps)
 
 
-class _Trainer(Trainer):
-    row: Row
-
-    def build(self, config: OperatorConfig) -> nn.Module:
-        if self.row.states is None:
-            return config.build()
-        operator = NearAndStates(config.dim, config.attention_heads, in_bias=config.in_bias, **self.row.states)
-        operator.config = config
-        return operator
-
-
-def _measure(row: Row, pipe: Any, teacher: dict[str, str], steps: int, seed: int) -> dict[str, Any]:
+def _measure(choices: dict[str, Any], pipe: Any, teacher: dict[str, str], steps: int, seed: int) -> dict[str, Any]:
     settings = TrainSettings(
         teacher_model=DEMO, target="high", width=256, height=256, n_steps=steps, batch_size=8, reuse=4, n_images=64,
         n_held_out=16, draw_steps=10, save_every_n_steps=0, seed=seed, out_dir="out/planted", device="cpu",
-        **row.settings,
+        **choices,
     )  # fmt: skip
     settings.validate()
     Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
     training_data(settings, pipe, teacher, is_demo=True)  # drawing is not a row's own time
-    with _rates(row):
-        trainer = _Trainer(settings, pipe, teacher, Accelerator(cpu=True), is_demo=True)
-        trainer.row = row
-        result = trainer.run()
+    result = Trainer(settings, pipe, teacher, Accelerator(cpu=True), is_demo=True).run()
     if result.interrupted:
         raise KeyboardInterrupt
     errors = {name: figures["relative_error"] for name, figures in result.figures.items()}
     return {"error": statistics.mean(errors.values()), "errors": errors, "seconds": result.seconds}
-
-
-@contextlib.contextmanager
-def _rates(row: Row) -> Iterator[None]:
-    """Within the block weights of positions in :class:`NearAndStates` learn at a rate of their own."""
-    before = optimisation.parameter_groups
-    if row.states is not None:
-        optimisation.parameter_groups = lambda operator, rate, decay: parameter_groups(operator, rate)
-    try:
-        yield
-    finally:
-        optimisation.parameter_groups = before
 
 
 def _write(stem: Path, results: dict[str, Any], steps: int) -> None:
@@ -165,16 +131,16 @@ def _write(stem: Path, results: dict[str, Any], steps: int) -> None:
         "| student | planted | as it is | training s |",
         "|---|---:|---:|---:|",
     ]
-    for row in ROWS:
+    for name in ROWS:
         cells, seconds = [], []
         for bed in BEDS:
-            found = [r for key, r in results.items() if key.split("/", 2)[::2] == [bed, row.name]]
+            found = [r for key, r in results.items() if key.split("/", 2)[::2] == [bed, name]]
             errors = [r["error"] for r in found]
             seconds += [r["seconds"] for r in found]
             spread = f" ({min(errors):.4f}-{max(errors):.4f})" if len(errors) > 1 else ""
             cells.append(f"{statistics.mean(errors):.4f}{spread}" if errors else "-")
         if seconds:
-            lines.append(f"| {row.name} | {' | '.join(cells)} | {statistics.median(seconds):.0f} |")
+            lines.append(f"| {name} | {' | '.join(cells)} | {statistics.median(seconds):.0f} |")
     stem.parent.mkdir(parents=True, exist_ok=True)
     data = json.dumps({"machine": facts, "rows": results}, indent=1)
     for suffix, text in ((".json", data), (".md", "\n".join(lines))):

@@ -16,13 +16,13 @@ from typing import Any
 
 from sd_hyena import patch
 from sd_hyena.api import load_hyena
+from sd_hyena.config import SCALINGS
 from sd_hyena.demo.scenes import held_out_scenes
 from sd_hyena.evaluate.pictures import compare, draw
 from sd_hyena.evaluate.settings import labels
 from sd_hyena.files import atomic_path
 from sd_hyena.machine import describe, machine
 from sd_hyena.models import DEMO, load_pipeline, locate
-from sd_hyena.nn.filter2d import SCALINGS
 
 SIZES = "128x128,256x256,384x384,512x512,384x192,512x256"
 GUIDANCE, FIRST_SEED = 5.0, 1000

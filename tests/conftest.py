@@ -81,6 +81,39 @@ def assert_close(name, reference, got, ratio):
     assert error <= ratio * scale, f"{name}: relative RMS {error / scale:.2e} > {ratio:.0e}"
 
 
+def trained(config, seed=0):
+    """A float32 operator none of whose weights says nothing."""
+    from sd_hyena.nn import build
+
+    torch.manual_seed(seed)
+    operator = build(config)
+    with torch.no_grad():
+        for parameter in operator.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5)
+    return operator
+
+
+def assert_gradients_close(operator, x, size, given, ratio):
+    """Gradients of input and weights are those of the definition."""
+    weight = torch.randn_like(x)
+    x = x.requires_grad_()
+    named = dict(operator.named_parameters())
+    y = operator(x, size, given)
+    got = torch.autograd.grad((y * weight).sum(), [x, *named.values()])
+    double = operator.double()
+    z = x.detach().double().requires_grad_()
+    doubled = [named[name] for name in named]
+    tokens = torch.arange(x.shape[1], device=x.device)
+    given = None if given is None else given.double()
+    exact = double.reference(z, size, tokens, given)
+    assert_close("training", exact, y, ratio)
+    wanted = torch.autograd.grad((exact * weight).sum(), [z, *doubled])
+    scale = max(g.abs().max().item() for g in wanted)
+    for name, a, b in zip(["x", *named], wanted, got, strict=True):
+        if a.abs().max() > 1e-6 * scale:  # what hardly matters may be off by rounding
+            assert_close(name, a, b, 20 * ratio)
+
+
 class TensorBytes(TorchDispatchMode):
     """``peak``: most bytes at once of tensors that were made within the block, whoever computes what is in them."""
 

@@ -1,6 +1,7 @@
-"""Dependencies point one way: ops <- nn <- targets, checkpoint <- patch <- distill, generate, ... <- cli."""
+"""Dependencies point one way: config, ops <- nn <- targets, checkpoint <- patch <- distill, generate, ... <- cli."""
 
 import ast
+import graphlib
 import sys
 from pathlib import Path
 
@@ -8,14 +9,17 @@ import sd_hyena
 
 ROOT = Path(sd_hyena.__file__).parent
 LAYER = {
+    "config": 0,
     "errors": 0,
     "files": 0,
     "names": 0,
     "settings": 0,
     "ops": 0,
+    "placement": 1,
     "recipes": 0,
     "nn": 1,
     "targets": 2,
+    "families": 2,
     "hyena_file": 2,
     "legacy": 3,
     "checkpoint": 4,
@@ -43,6 +47,9 @@ DIFFUSERS_USERS = {
     "evaluate/yardstick.py",
     "benchmark/image.py",
 }
+
+
+FOUNDATIONS = {"errors", "settings"}  # below even what needs no torch
 
 
 def imports(path):
@@ -82,15 +89,62 @@ def test_dependencies_point_one_way():
     for path in files():
         for other in internal(path):
             if other in LAYER and other != room(path) and (room(path), other) not in ALLOWED:
-                assert LAYER[other] < LAYER[room(path)] or other == "errors", (
+                assert LAYER[other] < LAYER[room(path)] or other in FOUNDATIONS, (
                     f"{path.relative_to(ROOT)} imports {other}"
                 )
+
+
+def module_of(path):
+    """A file's module, as parts of its name below the package; a package's file is the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def statements(node):
+    """All within a node but what only type checkers read."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            continue
+        yield child
+        yield from statements(child)
+
+
+def imported_files(path, modules):
+    """Modules of this package that a file imports, at its top or in functions; a name taken from a package is the
+    module of that name if there is one."""
+    package = module_of(path) if path.name == "__init__.py" else module_of(path)[:-1]
+    for node in statements(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            named = [alias.name.split(".") for alias in node.names]
+            yield from (tuple(parts[1:]) for parts in named if parts[0] == ROOT.name)
+        elif isinstance(node, ast.ImportFrom):
+            parts = tuple(node.module.split(".") if node.module else ())
+            if node.level:
+                base = package[: len(package) - node.level + 1] + parts
+            elif parts[0] == ROOT.name:
+                base = parts[1:]
+            else:
+                continue
+            for alias in node.names:
+                yield (*base, alias.name) if (*base, alias.name) in modules else base
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    modules = {module_of(path): path for path in ROOT.rglob("*.py")}
+    graph = {module: set(imported_files(path, modules)) - {module} for module, path in modules.items()}
+    assert graph["nn",] >= {("nn", "operator"), ("config",)}
+    assert set().union(*graph.values()) <= set(modules)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        circle = " -> ".join(".".join(module) or ROOT.name for module in error.args[1])
+        raise AssertionError(f"imports go round in a circle: {circle}") from None
 
 
 def test_ops_and_nn_need_torch_only():
     for path in [*(ROOT / "ops").rglob("*.py"), *(ROOT / "nn").rglob("*.py")]:
         # Triton is in the kernels alone; what chooses them works where it is missing.
-        allowed = {"torch"} | ({"triton"} if path.parent.name == "kernels" else set()) | sys.stdlib_module_names
+        allowed = {"torch"} | ({"triton"} if path.stem == "kernels" else set()) | sys.stdlib_module_names
         foreign = {m.split(".")[0] for m, level in imports(path) if not level} - allowed
         assert not foreign, f"{path.name} imports {foreign}"
 

@@ -16,25 +16,24 @@ from safetensors.torch import load_file, save_file
 import sd_hyena
 from sd_hyena import checkpoint, patch
 from sd_hyena.errors import CheckpointError, UsageError
-from sd_hyena.nn import OperatorConfig
+from sd_hyena.nn import OperatorConfig, build
 
 GOLDEN = Path(__file__).parent / "golden"
 LEGACY = GOLDEN / "legacy_IN01_64px.safetensors"
 
 
 def write(path, names=("IN01",), dim=8, **sections):
-    layers = {}
+    operators = {}
     for i, name in enumerate(names):
         torch.manual_seed(i)
-        config = OperatorConfig(dim, 4, 4, attention_heads=2)
-        layers[name] = (config, config.build())
-    checkpoint.save(path, layers, **sections)
-    return layers
+        operators[name] = build(OperatorConfig(dim, 4, 4, attention_heads=2))
+    checkpoint.save(path, operators, **sections)
+    return operators
 
 
 def test_round_trip(tmp_path):
     path = tmp_path / "a.safetensors"
-    layers = write(
+    operators = write(
         path,
         ("IN01", "OUT07.3"),
         teacher={"class": "X"},
@@ -46,8 +45,8 @@ def test_round_trip(tmp_path):
     assert file.teacher == {"class": "X"}
     assert file.training == {"step": 7}
     assert file.layers["IN01"].figures == {"relative_error": 0.5}
-    for name, (config, operator) in layers.items():
-        assert file.layers[name].config == config
+    for name, operator in operators.items():
+        assert file.layers[name].config == operator.config
         for key, value in file.build(name).state_dict().items():
             assert torch.equal(value, operator.state_dict()[key])
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o644
@@ -56,8 +55,8 @@ def test_round_trip(tmp_path):
 
 def test_legacy_layers_load_bit_exact_with_inferred_settings():
     for name, expected in (
-        ("legacy_IN01_64px", {"order": 2, "filter_order": 64, "short_filter_order": 3}),
-        ("legacy_IN02_order3", {"order": 3, "filter_order": 32, "short_filter_order": 5}),
+        ("legacy_IN01_64px", {"hyena_order": 2, "hyena_filter_order": 64, "hyena_short_filter_order": 3}),
+        ("legacy_IN02_order3", {"hyena_order": 3, "hyena_filter_order": 32, "hyena_short_filter_order": 5}),
     ):
         file = checkpoint.load(GOLDEN / f"{name}.safetensors")
         (target,) = file.layers
@@ -123,11 +122,11 @@ def lfs_pointer(path):
 
 
 def not_a_number(path):
-    edit_tensors(path, lambda t: t | {"layers.IN01.gate.weight": t["layers.IN01.gate.weight"] * float("nan")})
+    edit_tensors(path, lambda t: t | {"layers.IN01.in_proj.weight": t["layers.IN01.in_proj.weight"] * float("nan")})
 
 
 def missing_tensor(path):
-    edit_tensors(path, lambda t: {k: v for k, v in t.items() if "window" not in k})
+    edit_tensors(path, lambda t: {k: v for k, v in t.items() if "blocks" not in k})
 
 
 def extra_tensor(path):
@@ -135,11 +134,11 @@ def extra_tensor(path):
 
 
 def wrong_shape(path):
-    edit_tensors(path, lambda t: t | {"layers.IN01.gate.weight": torch.zeros(3)})
+    edit_tensors(path, lambda t: t | {"layers.IN01.in_proj.weight": torch.zeros(3)})
 
 
 def integers(path):
-    edit_tensors(path, lambda t: t | {"layers.IN01.gate.weight": t["layers.IN01.gate.weight"].int()})
+    edit_tensors(path, lambda t: t | {"layers.IN01.in_proj.weight": t["layers.IN01.in_proj.weight"].int()})
 
 
 def newer_version(path):
@@ -151,8 +150,14 @@ def bad_json(path):
 
 
 def hostile_order(path):
-    layers = json.dumps({"IN01": {"config": {"dim": 8, "height": 4, "width": 4, "order": 10**6}}})
+    config = {"dim": 8, "height": 4, "width": 4, "operator": "causal", "hyena_order": 10**6}
+    layers = json.dumps({"IN01": {"config": config}})
     edit_tensors(path, lambda t: t, layers=layers)
+
+
+def unknown_operator(path):
+    config = {"dim": 8, "height": 4, "width": 4, "operator": "hyena9"}
+    edit_tensors(path, lambda t: t, layers=json.dumps({"IN01": {"config": config}}))
 
 
 def hostile_name(path):
@@ -179,14 +184,15 @@ DAMAGE = [
     (five_bytes, "not a readable safetensors file"),
     (absurd_header, "not a readable safetensors file"),
     (lfs_pointer, "Git LFS pointer"),
-    (not_a_number, "gate.weight holds NaN"),
-    (missing_tensor, "missing tensors: filter.window.rate"),
+    (not_a_number, "in_proj.weight holds NaN"),
+    (missing_tensor, "missing tensors: blocks.weight"),
     (extra_tensor, "belong to no described layer"),
     (wrong_shape, r"shape \(3,\), expected"),
     (integers, "expected floating point"),
     (newer_version, "format version '99'"),
     (bad_json, "'layers' is not a JSON object"),
-    (hostile_order, "order must be a whole number from 1 to 16"),
+    (hostile_order, "hyena_order must be a whole number from 2 to 16"),
+    (unknown_operator, "operator must be one of states, near, .*, got 'hyena9'"),
     (hostile_name, "'../x' is malformed"),
     (other_safetensors, "holds no Hyena layer"),
 ]
@@ -258,8 +264,7 @@ def test_api_round_trip_through_a_unet(unet, tmp_path):
 
 def test_other_head_counts_are_another_architecture(unet, tmp_path):
     path = tmp_path / "a.safetensors"
-    config = OperatorConfig(8, 4, 4, attention_heads=4)
-    checkpoint.save(path, {"IN01": (config, config.build())})
+    checkpoint.save(path, {"IN01": build(OperatorConfig(8, 4, 4, attention_heads=4))})
     with pytest.raises(UsageError, match="IN01 has 2 attention heads, but the operator was taught by one with 4"):
         sd_hyena.load_hyena(unet, path)
 
@@ -276,8 +281,21 @@ def test_saving_again_keeps_the_records(unet, tmp_path):
 
 def test_unknown_scaling(unet, tmp_path):
     write(tmp_path / "a.safetensors")
-    with pytest.raises(UsageError, match="scaling must be one of extend, stretch"):
+    with pytest.raises(UsageError, match="scaling must be one of stretch, extend"):
         sd_hyena.load_hyena(unet, tmp_path / "a.safetensors", scaling="shrink")
+
+
+def test_scaling_overrides_the_file_and_is_warned_of_where_nothing_scales(unet, tmp_path, caplog):
+    path = tmp_path / "a.safetensors"
+    write(path)
+    sd_hyena.load_hyena(unet, path, scaling="extend")
+    assert patch.attached(unet)["IN01"].operator.block((16, 16)) == (8, 8)
+    sd_hyena.load_hyena(unet, path)
+    assert patch.attached(unet)["IN01"].operator.block((16, 16)) == (16, 16)
+    assert not caplog.records
+    checkpoint.save(path, {"IN01": build(OperatorConfig(8, 4, 4, attention_heads=2, operator="linear"))})
+    sd_hyena.load_hyena(unet, path, scaling="extend")
+    assert ["the scaling is ignored" in r.message for r in caplog.records] == [True]
 
 
 def test_choosing_layers_of_a_file(unet, tmp_path):
@@ -297,8 +315,7 @@ def test_a_file_of_another_architecture_names_both(unet):
 
 
 def test_a_file_that_does_not_name_its_layer_needs_a_target(unet, tmp_path):
-    config = OperatorConfig(8, 16, 16, operator="causal")
-    operator = config.build()
+    operator = build(OperatorConfig(8, 16, 16, operator="causal"))
     path = tmp_path / "nameless.safetensors"
     state = {
         k: v
@@ -322,7 +339,6 @@ def test_load_operator(tmp_path):
     assert sd_hyena.load_operator(one)(x, size=(3, 5)).shape == x.shape
     with pytest.raises(UsageError, match="holds 2 layers"):
         sd_hyena.load_operator(two)
-    config = OperatorConfig(8, 4, 4, attention_heads=2, form="core")
-    checkpoint.save(one, {"IN01": (config, config.build())})
+    checkpoint.save(one, {"IN01": build(OperatorConfig(8, 4, 4, attention_heads=2, form="core"))})
     with pytest.raises(UsageError, match="core operator"):
         sd_hyena.load_operator(one)

@@ -10,14 +10,19 @@ from conftest import make_unet, run_unet
 import sd_hyena
 from sd_hyena import patch
 from sd_hyena.errors import UsageError
-from sd_hyena.nn import Hyena2D, HyenaAttention, OperatorConfig
+from sd_hyena.nn import HyenaAttention, OperatorConfig, build
+from sd_hyena.nn.attention import grid_mask
 from sd_hyena.targets import find_targets
 
 
 def operators(unet, names, **choices):
     torch.manual_seed(1)
     found = find_targets(unet)
-    return {n: OperatorConfig(found[n].dim, 4, 4, attention_heads=2, **choices).build() for n in names}
+    return {n: build(OperatorConfig(found[n].dim, 4, 4, **({"attention_heads": 2} | choices))) for n in names}
+
+
+def operator_of(dim, **choices):
+    return build(OperatorConfig(dim, 4, 4, attention_heads=2, **choices))
 
 
 @pytest.mark.parametrize("form", ["full", "core"])
@@ -38,28 +43,53 @@ def test_attach_changes_and_detach_restores_bit_for_bit(unet, form):
 def test_the_grid_is_the_true_one(unet, grid):
     everything = list(find_targets(unet))
     patch.attach(unet, operators(unet, everything))
+    seen = {}
+    for name, layer in patch.attached(unet).items():
+        layer.operator.register_forward_pre_hook(lambda module, args, name=name: seen.update({name: args[1]}))
     run_unet(unet, *grid)
-    for name, target in find_targets(unet).items():
-        assert patch.attached(unet)[name].size == target.grid(grid)
+    assert seen == {name: target.grid(grid) for name, target in find_targets(unet).items()}
 
 
-def test_enable_and_disable(unet):
-    before = run_unet(unet)
-    patch.attach(unet, operators(unet, ["IN01", "OUT11"]))
-    student = run_unet(unet)
+@pytest.mark.parametrize("form", ["full", "core"])
+def test_enable_and_disable(unet, form):
+    before, keys = run_unet(unet), list(unet.state_dict())
+    patch.attach(unet, operators(unet, ["IN01", "OUT11"], form=form))
+    student, student_keys = run_unet(unet), list(unet.state_dict())
+    for _ in range(2):
+        sd_hyena.set_hyena_enabled(unet, False)
+        assert torch.equal(run_unet(unet), before)
+        assert list(unet.state_dict()) == keys
+        assert list(patch.attached(unet)) == ["IN01", "OUT11"]  # switched off, not gone
+        sd_hyena.set_hyena_enabled(unet, True)
+        assert torch.equal(run_unet(unet), student)
+        assert list(unet.state_dict()) == student_keys
     sd_hyena.set_hyena_enabled(unet, False)
+    patch.detach(unet)
     assert torch.equal(run_unet(unet), before)
-    sd_hyena.set_hyena_enabled(unet, True)
-    assert torch.equal(run_unet(unet), student)
+    assert not any(m._forward_pre_hooks for m in unet.modules())
+
+
+def test_one_of_two_attentions_of_a_transformer_can_be_replaced():
+    """The grid is sent to all blocks of a transformer, and plain attention has no use for it."""
+    unet = make_unet(transformer_layers_per_block=2)
+    before = run_unet(unet)
+    patch.attach(unet, operators(unet, ["IN01.1"]))
+    student = run_unet(unet)
+    assert not torch.equal(student, before)
+    patch.attach(unet, operators(unet, ["IN01.0"]))
+    assert not torch.equal(run_unet(unet), student)
+    patch.detach(unet, ["IN01.1"])
+    patch.detach(unet, ["IN01.0"])
+    assert torch.equal(run_unet(unet), before)
 
 
 def test_a_bad_operator_leaves_everything_untouched(unet):
     before = run_unet(unet)
     good = operators(unet, ["IN01"])
     for name, operator, message in [
-        ("IN02", Hyena2D(12, attention_heads=2), "IN02 has 8 channels, but the operator has 12"),
+        ("IN02", operator_of(12), "IN02 has 8 channels, but the operator has 12"),
         ("IN03", good["IN01"], "no self-attention layer IN03"),
-        ("IN02", Hyena2D(8, inner_dim=16, form="core", attention_heads=2), "projects to 8 channels"),
+        ("IN02", operator_of(8, inner_dim=16, form="core"), "projects to 8 channels"),
     ]:
         with pytest.raises(UsageError, match=message):
             patch.attach(unet, good | {name: operator})
@@ -69,7 +99,7 @@ def test_a_bad_operator_leaves_everything_untouched(unet):
 
 def test_attaching_again_replaces_the_operator_and_keeps_the_original(unet):
     before = run_unet(unet)
-    first, second = operators(unet, ["IN01"]), operators(unet, ["IN01"], global_branch="mean")
+    first, second = operators(unet, ["IN01"]), operators(unet, ["IN01"], operator="linear")
     patch.attach(unet, first)
     patch.attach(unet, second)
     assert patch.attached(unet)["IN01"].operator is second["IN01"]
@@ -104,14 +134,16 @@ def test_core_projections_stay_where_lora_looks_for_them(unet):
 
 
 def test_masks_and_cross_attention_are_refused():
-    layer = HyenaAttention(Hyena2D(8, attention_heads=2), torch.nn.Linear(1, 1))
+    layer = HyenaAttention(operator_of(8), torch.nn.Linear(1, 1))
     x = torch.randn(1, 4, 8)
-    layer.size = (2, 2)
-    assert layer(x, scale=1.0).shape == x.shape
+    grid = grid_mask(torch.zeros(1, 8, 2, 2))
+    assert layer(x, attention_mask=grid, scale=1.0).shape == x.shape
     with pytest.raises(ValueError, match="no mask"):
         layer(x, attention_mask=torch.ones(1, 4))
     with pytest.raises(ValueError, match="attends to nothing else"):
-        layer(x, encoder_hidden_states=x)
+        layer(x, encoder_hidden_states=x, attention_mask=grid)
+    with pytest.raises(ValueError, match="size is unknown"):
+        layer(x)
 
 
 def test_saving_a_patched_unet_saves_the_original_and_warns(unet, tmp_path, caplog):
@@ -163,5 +195,5 @@ def test_detach_follows_a_later_change_of_type(unet):
 def test_a_causal_operator_too_short_for_the_image_is_named(unet):
     patch.attach(unet, operators(unet, ["IN01"], operator="causal"))
     patch.check_grid(unet, (4, 4))
-    with pytest.raises(UsageError, match=r"IN01 sees 8 x 4 = 32 tokens.*built for 16"):
+    with pytest.raises(UsageError, match=r"IN01 sees 8 x 4 cells.*built for at most 16 tokens, not 32"):
         patch.check_grid(unet, (8, 4))

@@ -6,17 +6,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from . import checkpoint, patch
+from .config import SCALINGS
 from .errors import UsageError
 from .hyena_file import HyenaFile
-from .nn import OperatorConfig
-from .nn.filter2d import SCALINGS
 from .targets import Target, find_targets, select
 
 logger = logging.getLogger(__name__)
@@ -31,7 +29,7 @@ def load_hyena(
         path: a file written by sd-hyena, or by the 2024 original.
         targets: which of the file's layers to use: names, a comma list, ``high`` or ``all``; everything
             the file holds unless given. A file that does not name its layer needs exactly one name.
-        scaling: ``extend`` or ``stretch``, overriding how the file says its filters grow to larger images.
+        scaling: ``extend`` or ``stretch``, overriding how the file says its blocks grow with larger images.
 
     Either all layers are replaced or none. Loading onto a layer that already has an operator replaces that
     operator. Raises CheckpointError for an unusable file and UsageError if it does not fit this UNet.
@@ -42,12 +40,9 @@ def load_hyena(
     file = checkpoint.load(path)
     operators = {}
     for stored, name in choose_layers(unet, file, targets).items():
-        operator = file.build(stored)
-        if scaling is not None and hasattr(operator, "filter"):
-            operator.filter.scaling = scaling
-        elif scaling is not None:
-            logger.warning("%s: layer %s has no filter that could be scaled: the scaling is ignored", path, name)
-        operators[name] = operator
+        if scaling is not None and "scaling" not in file.layers[stored].config.entry.options:
+            logger.warning("%s: layer %s has nothing that could be scaled: the scaling is ignored", path, name)
+        operators[name] = file.build(stored, scaling)
     patch.attach(unet, operators)
     return list(operators)
 
@@ -66,7 +61,7 @@ def choose_layers(unet: nn.Module, file: HyenaFile, targets: str | None) -> dict
         except UsageError as error:
             raise UsageError(f"{file.path}: {error}") from None
         heads = available[name].heads
-        if config.operator == "hyena2d" and config.attention_heads != heads:
+        if "feature_map" in config.entry.options and config.attention_heads != heads:
             raise UsageError(
                 f"{file.path}: layer {name} has {heads} attention heads, but the operator was taught by one with "
                 f"{config.attention_heads}: it belongs to another architecture"
@@ -111,8 +106,8 @@ def save_hyena(pipe_or_unet: Any, path: Path | str) -> None:
     layers = patch.attached(patch.get_unet(pipe_or_unet))
     if not layers:
         raise UsageError("there are no Hyena layers to save: load some first")
-    operators = {name: (config_of(layer.operator), layer.operator) for name, layer in layers.items()}
-    origins = {name: layer.operator.origin for name, layer in layers.items() if hasattr(layer.operator, "origin")}
+    operators = {name: layer.operator for name, layer in layers.items()}
+    origins = {name: operator.origin for name, operator in operators.items() if operator.origin is not None}
     first = next(iter(origins.values()), None)
     checkpoint.save(
         path,
@@ -141,10 +136,3 @@ def load_operator(path: Path | str) -> nn.Module:
     if file.layers[name].config.form == "core":
         raise UsageError(f"{path}: holds a core operator, which runs on its teacher's projections: use load_hyena")
     return file.build(name)
-
-
-def config_of(operator: nn.Module) -> OperatorConfig:
-    """The configuration that would build this operator again, as it is set now."""
-    if hasattr(operator, "filter"):
-        return replace(operator.config, scaling=operator.filter.scaling)
-    return operator.config

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import legacy
 from .errors import CheckpointError
 from .files import atomic_path, hyena_path
 from .hyena_file import HyenaFile, LayerInfo
-from .nn import OperatorConfig
+from .nn import Operator, OperatorConfig, build
+from .placement import weights_of
 from .targets import NAME
 
 FORMAT, VERSION = "sd-hyena", 1
@@ -28,15 +29,17 @@ MAX_LAYERS = 1024
 logger = logging.getLogger(__name__)
 
 
-def save(path: Path | str, operators: Mapping[str, tuple[OperatorConfig, nn.Module]], **sections: Any) -> None:
+def save(path: Path | str, operators: Mapping[str, Operator], **sections: Any) -> None:
     """Writes layers to ``path`` atomically, mode 0644.
 
     ``sections`` may hold ``teacher``, ``training`` (dicts) and ``figures`` (per target, a dict of numbers).
     Raises CheckpointError if the file cannot be written; what was there before is then untouched.
     """
+    operators = {name: operator.folded() for name, operator in operators.items()}
     figures = sections.get("figures", {})
     layers = {
-        name: {"config": config.to_dict(), "figures": figures.get(name, {})} for name, (config, _) in operators.items()
+        name: {"config": operator.config.to_dict(), "figures": figures.get(name, {})}
+        for name, operator in operators.items()
     }
     metadata = {
         "format": FORMAT,
@@ -46,9 +49,9 @@ def save(path: Path | str, operators: Mapping[str, tuple[OperatorConfig, nn.Modu
         "training": json.dumps(sections.get("training", {})),
     }
     tensors = {
-        f"layers.{name}.{key}": value.detach().contiguous().cpu().clone()
-        for name, (_, operator) in operators.items()
-        for key, value in operator.state_dict().items()
+        f"layers.{name}.{key}": value
+        for name, operator in operators.items()
+        for key, value in weights_of(operator).items()
     }
     try:
         with atomic_path(path) as temporary:
@@ -142,7 +145,7 @@ def _check_tensors(path: Path, name: str, config: OperatorConfig, tensors: dict[
     label = f"layer {name}: " if name else ""
     try:
         with torch.device("meta"):
-            expected = config.build().state_dict()
+            expected = build(config).state_dict()
     except ValueError as error:
         raise CheckpointError(f"{path}: {label}{error}") from None
     for problem, keys in (("missing", set(expected) - set(tensors)), ("unexpected", set(tensors) - set(expected))):

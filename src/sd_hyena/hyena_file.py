@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from .nn import OperatorConfig
+from .nn import Operator, OperatorConfig, build
 
 
 @dataclass
@@ -42,9 +42,10 @@ class HyenaFile:
     version: int = 1
     path: Path | None = None
 
-    def build(self, name: str) -> nn.Module:
-        """The operator of one layer with its weights, in evaluation mode."""
-        operator = self.layers[name].config.build()
+    def build(self, name: str, scaling: str | None = None) -> Operator:
+        """The operator of one layer with its weights, in evaluation mode; ``scaling`` overrides the file's."""
+        config = self.layers[name].config
+        operator = build(config if scaling is None else replace(config, scaling=scaling))
         operator.load_state_dict(self.tensors[name])
         operator.origin = Origin(self.layers[name].figures, self.teacher, self.training)
         return operator.eval()

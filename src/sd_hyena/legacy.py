@@ -52,9 +52,9 @@ def parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> H
             height=height,
             width=width,
             operator="causal",
-            order=projected // dim - 1,
-            filter_order=tensors["filter_fn.implicit_filter.0.weight"].shape[0],
-            short_filter_order=tensors["short_filter.weight"].shape[2],
+            hyena_order=projected // dim - 1,
+            hyena_filter_order=tensors["filter_fn.implicit_filter.0.weight"].shape[0],
+            hyena_short_filter_order=tensors["short_filter.weight"].shape[2],
         )
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None

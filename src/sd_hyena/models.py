@@ -6,6 +6,7 @@ This is one of the few places that import diffusers.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import re
@@ -14,16 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import SdHyenaError, UsageError
+from .families import DEMO, DEMO_DIR, FAMILIES, Family, recognise
 
 if TYPE_CHECKING:
     import torch
 
-DEMO = "demo"
-DEMO_DIR = Path(__file__).parent / "demo" / "teacher"
-CONFIGS = Path(__file__).parent / "configs"
-# Component configs in this package, by the width of the text states a UNet attends to.
-OFFLINE_CONFIGS = {64: DEMO_DIR, 768: CONFIGS / "sd1"}
-_CONTEXT_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SINGLE_FILE = (".safetensors", ".ckpt")
 logger = logging.getLogger(__name__)
@@ -67,18 +63,17 @@ def size_defaults(model: str) -> dict[str, int]:
     """Width and height, in px, of a run that names none, where they differ from 512: the bundled model's."""
     if model != DEMO:
         return {}
-    config = json.loads((DEMO_DIR / "unet" / "config.json").read_text())
-    return dict.fromkeys(("width", "height"), config["sample_size"] * 8)
+    return dict.fromkeys(("width", "height"), FAMILIES[DEMO].config("unet")["sample_size"] * 8)
 
 
 def unet_skeleton(source: ModelSource) -> torch.nn.Module | None:
     """The UNet without weights, for checking targets and sizes early; None if only loading can tell."""
     folder = Path(source.location)
     if source.kind == "file":
-        known = OFFLINE_CONFIGS.get(_inspect(folder)[1])
-        if known is None:
+        family = _family(folder)
+        if family is None or family.tokenizer is None:
             return None
-        folder = known
+        folder = family.configs
     elif source.kind == "hub":
         return None
     import torch
@@ -95,9 +90,8 @@ def unet_skeleton(source: ModelSource) -> torch.nn.Module | None:
 def load_pipeline(source: ModelSource, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
     """A Stable Diffusion pipeline in evaluation mode, without a safety checker.
 
-    Single files of the bundled model and of Stable Diffusion 1.x load offline, with the component configs
-    and the CLIP vocabulary in this package; other families' configs come from the hub. Raises
-    SdHyenaError if the model cannot be loaded.
+    Single files of families with a tokenizer in this package load offline, with its component configs; other
+    families' configs come from the hub. Raises SdHyenaError if the model cannot be loaded.
     """
     import torch
 
@@ -108,10 +102,9 @@ def load_pipeline(source: ModelSource, device: str = "cpu", dtype: torch.dtype |
     try:
         if source.kind == "file":
             pipe = _load_single_file(source, options)
-        elif source.kind == "folder":
-            pipe = DiffusionPipeline.from_pretrained(source.location, local_files_only=True, **options)
         else:
-            pipe = DiffusionPipeline.from_pretrained(source.location, **options)
+            local = source.kind == "folder"
+            pipe = DiffusionPipeline.from_pretrained(source.location, local_files_only=local, **options)
     except SdHyenaError:
         raise
     except Exception as error:  # diffusers, transformers and the hub raise many unrelated types
@@ -138,24 +131,20 @@ def quiet_libraries() -> None:
 
 
 def _load_single_file(source: ModelSource, options: dict[str, Any]) -> Any:
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    import diffusers
     from transformers import CLIPTokenizer
 
-    keys, context = _inspect(Path(source.location))
-    kind = StableDiffusionXLPipeline if any(k.startswith("conditioner.") for k in keys) else StableDiffusionPipeline
-    if kind is StableDiffusionPipeline:
-        options["safety_checker"] = None
-    folder = OFFLINE_CONFIGS.get(context)
-    if folder:
-        options |= {"config": str(folder), "local_files_only": True}
-        options["tokenizer"] = CLIPTokenizer.from_pretrained(DEMO_DIR / "tokenizer", local_files_only=True)
+    family = _family(Path(source.location))
+    if family and family.tokenizer:
+        options |= {"config": str(family.configs), "local_files_only": True}
+        options["tokenizer"] = CLIPTokenizer.from_pretrained(family.tokenizer, local_files_only=True)
     else:
         logger.info("%s: no configs for this family in this package; they are taken from the hub", source.name)
-    return kind.from_single_file(source.location, **options)
+    return getattr(diffusers, (family or Family).pipeline).from_single_file(source.location, **options)
 
 
-def _inspect(path: Path) -> tuple[list[str], int]:
-    """Tensor names of a single file, and the width of its text states (768 in SD1.x), 0 if it cannot be told.
+def _family(path: Path) -> Family | None:
+    """Which family a single file is of; None if it cannot be told.
 
     A ``.ckpt`` is a pickle and is left to diffusers, which loads it with ``weights_only``; it is taken for
     SD1.x, the family that was distributed that way.
@@ -163,14 +152,12 @@ def _inspect(path: Path) -> tuple[list[str], int]:
     from safetensors import SafetensorError, safe_open
 
     if path.suffix.lower() == ".ckpt":
-        return [], 768
+        return FAMILIES["sd15"]
     try:
         with safe_open(path, framework="pt") as file:
-            keys = list(file.keys())
-            context = file.get_slice(_CONTEXT_KEY).get_shape()[1] if _CONTEXT_KEY in keys else 0
+            return recognise({name: file.get_slice(name).get_shape() for name in list(file.keys())})
     except (SafetensorError, OSError) as error:
         raise SdHyenaError(f"model {path}: not a readable safetensors file ({error})") from None
-    return keys, context
 
 
 def fingerprint(pipe: Any) -> dict[str, str]:
@@ -198,53 +185,34 @@ def check_size(name: str, width: int, height: int, factor: int = 8) -> None:
 
 
 def random_pipeline(architecture: str, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[Any, dict]:
-    """An untrained pipeline of an architecture ("sd15", "sd21", "sdxl"), built from its configuration alone.
+    """An untrained pipeline of one of ``ARCHITECTURES``, built from its configuration alone.
 
     It has no text encoder: returns the pipeline and the random text states to call it with, for one prompt.
     """
+    import diffusers
     import torch
 
     quiet_libraries()
-    from diffusers import (
-        AutoencoderKL,
-        EulerDiscreteScheduler,
-        StableDiffusionPipeline,
-        StableDiffusionXLPipeline,
-        UNet2DConditionModel,
-    )
-
-    folder = CONFIGS / {"sd15": "sd1"}.get(architecture, architecture)
+    family = FAMILIES[architecture]
     torch.manual_seed(0)
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(json.loads((folder / "unet" / "config.json").read_text()))
-        vae = AutoencoderKL.from_config(json.loads((CONFIGS / "sd1" / "vae" / "config.json").read_text()))
+        unet = diffusers.UNet2DConditionModel.from_config(family.config("unet"))
+        vae = diffusers.AutoencoderKL.from_config(FAMILIES["sd15"].config("vae"))  # all are built like this one
     for model in (unet, vae):
-        _fill_at_random(model.to(dtype).to_empty(device=device))
-    parts = {"unet": unet, "vae": vae, "scheduler": EulerDiscreteScheduler()}
-    encoders = {"text_encoder": None, "tokenizer": None, "feature_extractor": None}
-    text = {
-        name: torch.randn(1, 77, unet.config.cross_attention_dim, device=device, dtype=dtype)
-        for name in ("prompt_embeds", "negative_prompt_embeds")
-    }
-    if architecture == "sdxl":
-        pipe = StableDiffusionXLPipeline(**parts, **encoders, text_encoder_2=None, tokenizer_2=None)
-        pooled = torch.randn(1, 1280, device=device, dtype=dtype)
-        text |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": pooled}
-    else:
-        pipe = StableDiffusionPipeline(**parts, **encoders, safety_checker=None, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    for module in (pipe.unet, pipe.vae):
-        module.eval().requires_grad_(False)
-    return pipe, text
-
-
-def _fill_at_random(model: torch.nn.Module) -> None:
-    """Weights that keep activations at their size; norms start as the identity."""
-    import torch
-
-    with torch.no_grad():
+        model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
         for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
+            if parameter.dim() > 1:  # keeps activations at their size; norms start as the identity
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
             else:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+    kind = getattr(diffusers, family.pipeline)
+    parts = {name: None for name, p in inspect.signature(kind).parameters.items() if p.default is p.empty}
+    parts |= {"unet": unet, "vae": vae, "scheduler": diffusers.EulerDiscreteScheduler()}
+    pipe = kind(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    like: dict[str, Any] = {"device": device, "dtype": dtype}
+    text = {name: torch.randn(1, 77, family.text_width, **like) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    if family.pooled_width:
+        pooled = torch.randn(1, family.pooled_width, **like)
+        text |= {"pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": pooled}
+    return pipe, text

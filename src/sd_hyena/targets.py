@@ -95,7 +95,7 @@ def _add(found: dict[str, Target], name: str, path: str, ldm: str, transformer: 
         attention = getattr(block, "attn1", None)
         if attention is None:
             continue
-        attention = attention._base[0] if hasattr(attention, "_base") else attention
+        attention = getattr(attention, "base", attention)  # of a Hyena layer
         full_name = name if len(blocks) == 1 else f"{name}.{k}"
         found[full_name] = Target(
             name=full_name,

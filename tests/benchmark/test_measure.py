@@ -12,7 +12,6 @@ from sd_hyena.benchmark.kinds import Shape
 from sd_hyena.benchmark.measure import Limits, Row, crossover, measure_sizes
 from sd_hyena.benchmark.timing import Timing, interleaved
 from sd_hyena.errors import SdHyenaError
-from sd_hyena.nn import spectrum_cache
 
 CPU = torch.device("cpu")
 
@@ -34,10 +33,10 @@ def row(width, kind, ms, ratio, **rest):
 
 
 def test_a_kind_that_would_take_too_long_is_skipped_with_a_line(monkeypatch):
-    rows = measure_sizes(shape_at, [64, 128], ["sdp-math", "hyena2d-full-mean"], Limits(2, 0.1, max_seconds=60))
+    rows = measure_sizes(shape_at, [64, 128], ["sdp-math", "states"], Limits(2, 0.1, max_seconds=60))
     assert all(r.timing and r.ratio and r.peak_bytes and r.error is not None for r in rows)
     tight = Limits(2, 0.1, max_seconds=1e-6)
-    rows = measure_sizes(shape_at, [64, 128], ["sdp-math", "hyena2d-full-mean"], tight)
+    rows = measure_sizes(shape_at, [64, 128], ["sdp-math", "states"], tight)
     assert [bool(r.timing) for r in rows] == [True, True, False, False]
     assert "over the limit" in rows[2].note
     assert report.skipped(rows)[0].startswith("sdp-math at 128 px: skipped")
@@ -45,7 +44,7 @@ def test_a_kind_that_would_take_too_long_is_skipped_with_a_line(monkeypatch):
 
 def test_what_would_not_fit_is_skipped_with_a_line(monkeypatch):
     monkeypatch.setattr(measure, "free_memory", lambda device: 10_000)
-    rows = measure_sizes(shape_at, [64], ["naive", "hyena2d-full-mean"], Limits(1, 0))
+    rows = measure_sizes(shape_at, [64], ["naive", "states"], Limits(1, 0))
     assert "GiB are free" in rows[0].note
     assert rows[1].timing
 
@@ -57,7 +56,7 @@ def test_running_out_of_memory_is_a_line(monkeypatch):
         return v
 
     monkeypatch.setattr("sd_hyena.benchmark.kinds.softmax_attention", attend)
-    rows = measure_sizes(shape_at, [128], ["naive", "linear"], Limits(1, 0))
+    rows = measure_sizes(shape_at, [128], ["naive", "linear-elu"], Limits(1, 0))
     assert rows[0].note == "skipped: out of memory"
     assert rows[1].timing
 
@@ -67,11 +66,11 @@ def test_what_fails_in_a_rival_is_a_line_and_in_ours_a_failure(monkeypatch):
         raise RuntimeError("no kernel")
 
     monkeypatch.setattr("sd_hyena.benchmark.kinds.softmax_attention", fail)
-    rows = measure_sizes(shape_at, [64], ["naive", "linear"], Limits(1, 0))
+    rows = measure_sizes(shape_at, [64], ["naive", "linear-elu"], Limits(1, 0))
     assert rows[0].note == "not available: no kernel"
-    monkeypatch.setattr("sd_hyena.ops.long_conv.convolve", fail)
+    monkeypatch.setattr("sd_hyena.nn.long.long_conv2d", fail)
     with pytest.raises(RuntimeError, match="no kernel"):
-        measure_sizes(shape_at, [64], ["hyena2d-full-none"], Limits(1, 0))
+        measure_sizes(shape_at, [64], ["long"], Limits(1, 0))
 
 
 def test_a_layer_is_tried_on_a_smaller_grid_before_a_long_wait():
@@ -83,18 +82,8 @@ def test_a_layer_is_tried_on_a_smaller_grid_before_a_long_wait():
     assert "over the limit" in rows[0].note
 
 
-def test_layers_are_measured_as_if_alone(monkeypatch):
-    monkeypatch.setattr(spectrum_cache, "LIMIT", 0)
-    seen, right = [], measure.interleaved
-    monkeypatch.setattr(measure, "interleaved", lambda *args: seen.append(spectrum_cache.LIMIT) or right(*args))
-    rows = measure_sizes(shape_at, [64], ["hyena2d-full-mean"], Limits(1, 0))
-    assert seen[0] > 2**40
-    assert spectrum_cache.LIMIT == 0
-    assert rows[0].peak_bytes > 8 * 9 * 16 * 16  # its spectra are part of it
-
-
 def test_the_best_attention_is_the_fastest_one():
-    rows = measure_sizes(shape_at, [128], ["naive", "sdp-math", "linear"], Limits(5, 0.2))
+    rows = measure_sizes(shape_at, [128], ["naive", "sdp-math", "linear-elu"], Limits(5, 0.2))
     best = [r for r in rows if r.best]
     assert len(best) == 1
     assert best[0].family == "attention"
@@ -103,7 +92,7 @@ def test_the_best_attention_is_the_fastest_one():
 
 
 def test_a_slow_call_is_made_once():
-    rows = measure_sizes(shape_at, [64], ["naive", "linear"], Limits(9, 0.1, single_seconds=0))
+    rows = measure_sizes(shape_at, [64], ["naive", "linear-elu"], Limits(9, 0.1, single_seconds=0))
     assert all(r.timing.repeats == 1 and r.note == "one call, without warm-up" for r in rows)
 
 
@@ -178,9 +167,9 @@ def test_one_kind_that_fails_need_not_cost_the_others(monkeypatch):
     """A suite notes what is wrong, and measures on."""
     monkeypatch.setattr(kinds, "softmax_attention", lambda q, k, v: 0 * v)
     with pytest.raises(SdHyenaError, match="naive is off by"):
-        measure_sizes(shape_at, [64], ["naive", "linear"], Limits(1, 0))
+        measure_sizes(shape_at, [64], ["naive", "linear-elu"], Limits(1, 0))
     failures = []
-    rows = measure_sizes(shape_at, [64], ["naive", "linear"], Limits(1, 0), failures=failures)
+    rows = measure_sizes(shape_at, [64], ["naive", "linear-elu"], Limits(1, 0), failures=failures)
     assert rows[0].timing is None
     assert rows[0].note.startswith("failed: naive is off by")
     assert rows[1].timing is not None

@@ -8,12 +8,14 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
+from sd_hyena import patch
 from sd_hyena.anatomy.report import advice, markdown
 from sd_hyena.anatomy.run import LayerAnatomy, examine
 from sd_hyena.anatomy.settings import FILES, AnatomySettings
-from sd_hyena.api import load_hyena
 from sd_hyena.cli import main
 from sd_hyena.errors import UsageError
+from sd_hyena.nn import OperatorConfig, build
+from sd_hyena.targets import find_targets
 
 SMALL = ["-m", "demo", "-W", "128", "-H", "72", "-t", "IN01,OUT11", "-n", "2", "-s", "2", "--bands", "2"]
 
@@ -70,7 +72,9 @@ def test_bad_input_is_one_line_before_anything_is_loaded(arguments, message, cap
 
 
 def test_an_attached_hyena_layer_is_not_taken_for_attention(pipe):
-    load_hyena(pipe, "demo", "IN01")
+    target = find_targets(pipe.unet)["IN01"]
+    config = OperatorConfig(target.dim, 32, 32, attention_heads=target.heads)
+    patch.attach(pipe.unet, {"IN01": build(config)})
     with pytest.raises(UsageError, match="detach"):
         examine(pipe, AnatomySettings(model="demo", width=128, height=128))
 

@@ -12,7 +12,7 @@ from sd_hyena import checkpoint
 from sd_hyena.cli import main
 from sd_hyena.evaluate.settings import EvaluateSettings, labels
 from sd_hyena.models import DEMO, load_pipeline, locate
-from sd_hyena.nn import OperatorConfig
+from sd_hyena.nn import OperatorConfig, build
 from sd_hyena.targets import find_targets
 
 TRAIN = (
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     target = find_targets(unet)["IN01"]
     config = OperatorConfig(target.dim, 8, 8, attention_heads=target.heads)
-    checkpoint.save(folder / "random.safetensors", {"IN01": (config, config.build())})
+    checkpoint.save(folder / "random.safetensors", {"IN01": build(config)})
     return folder
 
 
@@ -114,7 +114,7 @@ def test_the_sheet_goes_from_best_to_worst():
         Row("teacher", "teacher", Drawing(flat(10, 20, 30), torch.zeros(3, 4, 2, 2), 1.0)),
         Row("a", "student", Drawing(flat(11, 21, 31), torch.zeros(3, 4, 2, 2), 1.0)),
     ]
-    rows[1].distances = Distances([20.0, 40.0, 30.0], [1.0] * 3, [0.0] * 3)
+    rows[1].distances = Distances([20.0, 40.0, 30.0], [1.0] * 3, [0.0] * 3, [1.0] * 3)
     result = Evaluation(EvaluateSettings(model="demo"), ["p", "q", "r"], [0, 1, 2], [], rows, {})
     pixels = np.asarray(sheet(result).convert("L"))
     row = pixels.shape[0] // 2

@@ -10,7 +10,7 @@ from PIL import Image
 from sd_hyena import checkpoint
 from sd_hyena.cli import main
 from sd_hyena.models import DEMO, load_pipeline, locate
-from sd_hyena.nn import OperatorConfig
+from sd_hyena.nn import OperatorConfig, build
 from sd_hyena.targets import find_targets
 
 QUICK = ["-m", "demo", "-p", "a frog on the left, red background", *["-W", "64", "-H", "64", "-s", "2", "-k", "7"]]
@@ -27,7 +27,7 @@ def students(tmp_path_factory):
             torch.manual_seed(len(layers))
             target = find_targets(unet)[name]
             config = OperatorConfig(target.dim, 8, 8, attention_heads=target.heads)
-            layers[name] = (config, config.build())
+            layers[name] = build(config)
         checkpoint.save(folder / f"{file}.safetensors", layers)
     return folder
 
@@ -177,7 +177,7 @@ def test_info(students, capsys):
     assert main(["info", str(students / "b.safetensors")]) == 0
     printed = capsys.readouterr().out
     assert "OUT10" in printed
-    assert "hyena2d" in printed
+    assert "states" in printed
     assert main(["info", "--json", str(students / "b.safetensors")]) == 0
     assert json.loads(capsys.readouterr().out)["layers"]["OUT11"]["config"]["dim"] == 64
     assert main(["info", "nothing.safetensors"]) == 1

@@ -68,12 +68,15 @@ def test_one_file_each_with_the_layer_in_its_name(tmp_path):
     [
         "--operator causal --init random --data noise --hyena_order 3 --hyena_num_blocks 2",
         "--operator causal --hyena-num-heads 2",
-        "--form core --global-branch mean",
-        "--global_branch none --hyena_order 3 --hyena_filter_order 16 --hyena_short_filter_order 5 --hyena_num_heads 2",
+        "--form core --feature-map exp",
+        "--near 5 --block 2 --scaling extend --branch_dropout 0.5",
+        "--operator near --near 7",
+        "--operator long --hyena_filter_order 16 --hyena_short_filter_order 5",
+        "--operator windows --block 3",
         "--init random --scaling stretch --lr_scheduler constant --max_grad_norm 0",
         "--mixed_precision bf16 --gradient_accumulation_steps 2 --lr_warmup_steps 1",
-        "--operator linear --feature_map elu --num_features 1",
-        "--num_features 3 --reuse 2 --init projections -r 0",
+        "--operator linear --feature_map elu",
+        "--near 0 --block 0 --reuse 2 --init projections -r 0",
         "--finetune_steps 1 -n 1 --feature_weight 1 --ema_decay 0 --finetune_lr 1e-4",
         "--finetune_steps 2 -n 0 --gradient_checkpointing --finetune_batch_size 3 --form core",
         "--finetune_steps 1 -n 1 --mixed_precision bf16 --prediction_weight 0.5 --feature_weight 0",
@@ -132,11 +135,11 @@ def test_the_teacher_start_beats_a_random_one(tmp_path):
 
 def test_pretrained_weights_start_a_run(tmp_path):
     first = tmp_path / "first"
-    assert train(first, "-t", "IN01,IN02", "-n", 3, "-s", 0, "--global_branch", "mean") == 0
+    assert train(first, "-t", "IN01,IN02", "-n", 3, "-s", 0, "--near", 5) == 0
     weights = first / "Hyena-00003.safetensors"
     assert train(tmp_path / "second", "-t", "IN02", "-n", 1, "-s", 0, "-r", "1e-9", "-p", weights) == 0
     file = checkpoint.load(tmp_path / "second" / "Hyena-00001.safetensors")
-    assert file.layers["IN02"].config.global_branch == "mean"
+    assert file.layers["IN02"].config.near == 5
     before = checkpoint.load(weights).tensors["IN02"]
     for key, value in file.tensors["IN02"].items():
         torch.testing.assert_close(value, before[key], atol=1e-6, rtol=0)
@@ -208,7 +211,9 @@ def test_defaults_are_the_documented_ones(capsys):
         ("-m demo --device gpu9", 2, "'gpu9'"),
         ("-m demo --operator causal --form core", 2, "form must be full"),
         ("-m demo --hyena_order 1", 2, "order"),
-        ("-m demo --hyena_num_heads 3", 2, "cannot be split into 3 heads"),
+        ("-m demo --operator causal --hyena_num_heads 3", 2, "cannot be split into 3 heads"),
+        ("-m demo --operator long --hyena_short_filter_order 2", 2, "must be odd"),
+        ("-m demo --near 4", 2, "near must be odd"),
     ],
 )
 def test_bad_requests_print_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, options, status, message):
@@ -218,6 +223,26 @@ def test_bad_requests_print_one_line_and_write_nothing(tmp_path, monkeypatch, ca
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_operator_is_a_usage_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "-m", "demo", "--operator", "hyena9"])
+    assert stop.value.code == 2
+    assert "hyena9" in capsys.readouterr().err
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('teacher_model = "demo"\noperator = "hyena9"\n')
+    assert main(["train", "--config", str(recipe)]) == 2
+    error = capsys.readouterr().err
+    assert "operator = 'hyena9' s" in error
+    assert error.count("\n") == 1
+
+
+def test_options_that_the_operator_does_not_take_are_warned_of_in_one_line(caplog):
+    options = ["--operator", "causal", "--near", "5", "--block", "4", "--hyena_order", "3"]
+    assert main(["train", "-m", "demo", *options, "--print_config"]) == 0
+    assert [r.message for r in caplog.records] == ["--near, --block: ignored, being not for the causal operator"]
 
 
 def test_finished_runs_are_not_overwritten(tmp_path, capsys):
@@ -234,8 +259,8 @@ def test_finished_runs_are_not_overwritten(tmp_path, capsys):
 def test_resuming_with_other_settings_is_refused(tmp_path, capsys):
     out = tmp_path / "out"
     assert train(out, "-n", 2) == 0
-    assert train(out, "-n", 2, "--global_branch", "none", "--resume") == 2
-    assert "global_branch was 'linear', is 'none'" in capsys.readouterr().err
+    assert train(out, "-n", 2, "--near", 5, "--resume") == 2
+    assert "near was 3, is 5" in capsys.readouterr().err
 
 
 def start(folder, *options):

@@ -11,7 +11,7 @@ from sd_hyena.distill.optimisation import make_optimizer
 from sd_hyena.distill.settings import TrainSettings
 from sd_hyena.distill.state import Average
 from sd_hyena.distill.students import Students, configure
-from sd_hyena.nn import Hyena2D
+from sd_hyena.nn import OperatorConfig, build
 from sd_hyena.targets import find_targets, select
 
 
@@ -20,16 +20,17 @@ class Same(nn.Module):
 
     def __init__(self, attention, dim):
         super().__init__()
-        self.dim, self.attention, self.scale = dim, (attention,), nn.Parameter(torch.ones(1))
+        self.config, self.core = OperatorConfig(dim, 16, 16, attention_heads=attention.heads), False
+        self.attention, self.scale = (attention,), nn.Parameter(torch.ones(1))
 
-    def forward(self, x, size):
+    def forward(self, x, size, projections=None):
         return self.scale * self.attention[0](x)
 
 
 def students_of(unet, names="IN01,OUT11", form="full"):
     targets = select(find_targets(unet), names)
     torch.manual_seed(1)
-    operators = {t.name: configure(t, (16, 16), unet, form=form).build() for t in targets}
+    operators = {t.name: build(configure(t, (16, 16), unet, form=form)) for t in targets}
     return targets, Students(operators, {t.name: unet.get_submodule(t.path) for t in targets})
 
 
@@ -78,7 +79,7 @@ def test_the_student_unet_shares_the_teachers_weights_and_leaves_it_alone(unet, 
     prediction, records = model(inputs_of())
     prediction.square().sum().backward()
     assert set(records) == {"IN01", "OUT11"}
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in students.operators[0].filter.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in students.operators[0].near.parameters())
     assert not any(p.grad is not None for p in unet.parameters())
     assert torch.equal(run_unet(unet), before)
 
@@ -118,20 +119,25 @@ def test_each_term_is_what_it_says(unet):
     assert_close("total", 0.4 * prediction + 0.3 * losses.parts["feature"], losses.total, 1e-4)
 
 
-def test_filters_learn_more_slowly_than_projections():
-    operator = Hyena2D(8, extent=(4, 8), attention_heads=2)
-    rate = {
-        id(p): (group["lr"], group["weight_decay"])
-        for group in make_optimizer([operator], 0.0, 0.5, 0.1).param_groups
-        for p in group["params"]
-    }
+def rates(operator, lr=0.0):
+    """Learning rate and weight decay of each parameter by name, at half the usual rate."""
+    names = {id(p): name for name, p in operator.named_parameters()}
+    groups = make_optimizer([operator], lr, 0.5, 0.1).param_groups
+    found = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert found.keys() == set(names.values())
+    return found
+
+
+def test_filters_learn_at_their_own_rates_and_projections_alone_decay():
     base = 0.5 * 0.64 / 8
-    assert rate[id(operator.in_proj.weight)] == pytest.approx((base, 0.1))
-    assert rate[id(operator.features.query.weight)] == pytest.approx((base, 0.0))
-    assert rate[id(operator.filter.head.weight)] == pytest.approx((base / 32, 0.0))
-    assert rate[id(operator.filter.mlp[0].weight)] == pytest.approx((base / 100, 0.0))
-    assert rate.keys() == {id(p) for p in operator.parameters()}
-    assert make_optimizer([operator], 1e-3, 0.5, 0.1).param_groups[0]["lr"] == 1e-3
+    states = rates(build(OperatorConfig(8, 4, 8, attention_heads=2)))
+    assert states["in_proj.weight"] == states["out_proj.weight"] == pytest.approx((base, 0.1))
+    assert states["in_proj.bias"] == pytest.approx((base, 0.0))
+    assert states["near.weight"] == states["blocks.weight"] == pytest.approx((30 * base, 0.0))
+    long = rates(build(OperatorConfig(8, 4, 8, attention_heads=2, operator="long")))
+    assert long["filter.head.weight"] == pytest.approx((base / 32, 0.0))
+    assert long["filter.mlp.0.weight"] == pytest.approx((base / 100, 0.0))
+    assert rates(build(OperatorConfig(8, 4, 8, attention_heads=2)), 1e-3)["in_proj.weight"] == (1e-3, 0.1)
 
 
 def test_the_average_is_in_place_only_where_asked():

@@ -12,9 +12,9 @@ from sd_hyena.errors import UsageError
     ("choices", "named"),
     [
         ({"feature_weight": 1.0, "ema_decay": 0.5}, "--feature_weight, --ema_decay: ignored, being of stage 2"),
-        ({"operator": "causal", "global_branch": "mean"}, "--global_branch: ignored, being of the hyena2d operator"),
-        ({"global_branch": "mean", "num_features": 4}, "--num_features: ignored, being of linear attention"),
-        ({"operator": "linear", "hyena_order": 3}, "--hyena_order: ignored, being of Hyena operators"),
+        ({"operator": "causal", "near": 5, "block": 4}, "--near, --block: ignored, being not for the causal operator"),
+        ({"hyena_filter_order": 32}, "--hyena_filter_order: ignored, being not for the states operator"),
+        ({"operator": "linear", "hyena_order": 3}, "--hyena_order: ignored, being not for the linear operator"),
         ({"data_dir": "x", "n_images": 3}, "--n_images: ignored, being of pictures that a run draws itself"),
     ],
 )
@@ -24,7 +24,16 @@ def test_what_changes_nothing_is_named(caplog, choices, named):
     assert [r.message.startswith(named) for r in caplog.records] == [True]
 
 
-@pytest.mark.parametrize("choices", [{}, {"finetune_steps": 3, "feature_weight": 1.0, "ema_decay": 0.5}])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"finetune_steps": 3, "feature_weight": 1.0, "ema_decay": 0.5},
+        {"near": 5, "block": 4, "scaling": "extend", "feature_map": "exp", "form": "core"},
+        {"operator": "causal", "hyena_order": 3, "hyena_num_heads": 2},
+        {"operator": "near", "near": 7},
+    ],
+)
 def test_nothing_is_said_of_what_counts(caplog, choices):
     TrainSettings("demo", **choices).validate()
     assert not caplog.records
@@ -35,6 +44,9 @@ def test_nothing_is_said_of_what_counts(caplog, choices):
     [
         ({"finetune_steps": 3, "feature_weight": float("inf")}, "--feature_weight is inf"),
         ({"n_steps": 0}, "--n_steps is 0"),
+        ({"operator": "hyena9"}, "operator must be one of states, near"),
+        ({"near": 4}, "near must be odd"),
+        ({"operator": "long", "form": "core"}, "form must be full"),
     ],
 )
 def test_what_cannot_work_is_refused(choices, message):

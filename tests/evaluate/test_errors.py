@@ -11,6 +11,7 @@ from sd_hyena import patch
 from sd_hyena.evaluate.errors import TeacherSweep
 from sd_hyena.evaluate.inputs import HeldOut, band_edges
 from sd_hyena.evaluate.pictures import MAX_PSNR, compare, draw
+from sd_hyena.nn import OperatorConfig
 from sd_hyena.targets import find_targets
 
 PROMPTS = ["a frog on the left, red background", "two pigs, blue background"]
@@ -22,9 +23,11 @@ class Stand(nn.Module):
 
     def __init__(self, attention, change=lambda y: y):
         super().__init__()
-        self.attention, self.change, self.dim = copy.deepcopy(attention), change, attention.query_dim
+        self.attention, self.change, self.core = copy.deepcopy(attention), change, False
+        self.branches, self.off = (), ""
+        self.config = OperatorConfig(attention.query_dim, 8, 8, attention_heads=attention.heads)
 
-    def forward(self, x, size):
+    def forward(self, x, size, projections=None):
         return self.change(self.attention(x))
 
 

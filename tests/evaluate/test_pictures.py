@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from sd_hyena.evaluate.pictures import MAX_PSNR, Drawing, compare, draw, latent_distance, psnr, ssim
+from sd_hyena.evaluate.pictures import MAX_PSNR, Drawing, compare, detail, draw, latent_distance, psnr, ssim
 
 
 def grey(value, size=32):
@@ -60,3 +60,11 @@ def test_pictures_are_decoded_from_the_latents_that_are_kept(pipe):
     assert np.abs(expected - got).max() <= 1
     again = draw(pipe, prompts[4:], [4], **options)
     assert torch.allclose(again.latents[0], drawing.latents[4], atol=1e-4)
+
+
+def test_detail_is_what_a_blur_takes():
+    noise = torch.randint(0, 256, (48, 48, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    picture = Image.fromarray(noise.numpy())
+    flat = Image.new("RGB", (48, 48), (90, 120, 30))
+    assert detail(flat) == pytest.approx(0, abs=1e-9)
+    assert 0 < detail(picture.filter(ImageFilter.GaussianBlur(1))) < 0.2 * detail(picture)

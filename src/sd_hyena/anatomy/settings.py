@@ -6,10 +6,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..benchmark.settings import ARCHITECTURES
 from ..distill.prompts import default_prompts, read_prompts
 from ..errors import UsageError
-from ..models import DEMO
+from ..families import ARCHITECTURES, DEMO
 from ..settings import option
 from ..targets import parse_names
 

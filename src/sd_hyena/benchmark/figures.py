@@ -11,6 +11,7 @@ from .measure import Row
 
 MIB = 2**20
 COLOURS = {"attention": "#b3402e", "peer": "#c9962b", "hyena": "#1f77b4", "floor": "#9a9a9a"}
+OTHER = ("#333333", "-", ".")  # of a kind without a line of its own
 # One colour and marker per kind, related within a family.
 LINES = {
     "naive": ("#5c1a10", ":", "o"),
@@ -22,14 +23,14 @@ LINES = {
     "flash-attn": ("#7a1f5c", "-", "P"),
     "tomesd": ("#8c6a15", "--", "v"),
     "hypertile": ("#c9962b", "--", "^"),
-    "linear": ("#d9b65c", "--", "D"),
-    "hyena-causal": ("#777777", "-", "x"),
-    "hyena2d-full-none": ("#0b3d66", "-", "s"),
-    "hyena2d-full-mean": ("#1f77b4", "-", "o"),
-    "hyena2d-full-linear": ("#2a9d6f", "-", "o"),
-    "hyena2d-core-none": ("#0b3d66", "-.", "s"),
-    "hyena2d-core-mean": ("#1f77b4", "-.", "^"),
-    "hyena2d-core-linear": ("#2a9d6f", "-.", "^"),
+    "linear-elu": ("#d9b65c", "--", "D"),
+    "linear": ("#e3cf8f", "-", "D"),
+    "windows": ("#8f6bb3", "-", "P"),
+    "states": ("#1f77b4", "-", "o"),
+    "states-core": ("#1f77b4", "-.", "^"),
+    "near": ("#2a9d6f", "-", "o"),
+    "long": ("#0b3d66", "-", "s"),
+    "causal": ("#777777", "-", "x"),
     "projections": ("#bbbbbb", ":", "."),
 }
 
@@ -77,7 +78,7 @@ def plot_sizes(rows: Sequence[Row], title: str, *paths: Path) -> None:
         if not own:
             continue
         x = [row.width for row in own]
-        colour, line, marker = LINES[kind]
+        colour, line, marker = LINES.get(kind, OTHER)
         style: dict[str, Any] = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4.5, "label": kind}
         timings = [row.timing for row in own if row.timing]
         spread = [[t.median - t.low for t in timings], [t.high - t.median for t in timings]]

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import patch
+from ..config import OperatorChoices, OperatorConfig
 from ..errors import SdHyenaError
 from ..machine import free_memory
-from ..nn import HyenaAttention, LinearAttention, OperatorConfig
-from ..nn.attention import projections_of
+from ..nn import HyenaAttention, Operator, build
+from ..nn.teacher import projections_of
 from ..targets import Target, find_targets
 from . import references
+from .kinds import make_parts_tell
 from .measure import GIB, SAMPLED, TOLERANCE, relative_error
 from .memory import PeakOfRun
 from .timing import Timing
@@ -52,7 +54,6 @@ class ImageRow:
     unet_peak_bytes: int | None = None
     peak_bytes: int | None = None
     error: float | None = None
-    unchecked: list[str] = field(default_factory=list)
     note: str = ""
 
     def record(self) -> dict[str, Any]:
@@ -101,21 +102,15 @@ def hyena_entry(name: str, load: Callable[[Any], list[str]]) -> Entry:
     return Entry(name, "hyena", prepare)
 
 
-def untrained(targets: Sequence[Target], sample_size: int, form: str, **choices: Any) -> dict[str, nn.Module]:
-    """Hyena2D operators as they would be made for layers of a model whose latents are ``sample_size`` square;
-    ``choices`` are fields of ``OperatorConfig``."""
+def untrained(targets: Sequence[Target], sample_size: int, choices: OperatorChoices) -> dict[str, Operator]:
+    """Operators as they would be made for layers of a model whose latents are ``sample_size`` square."""
     operators = {}
     for target in targets:
-        config = OperatorConfig(
-            target.dim,
-            *target.grid((sample_size, sample_size)),
-            inner_dim=target.inner_dim if form == "core" else 0,
-            attention_heads=target.heads,
-            form=form,
-            in_bias=False,
-            **choices,
-        )
-        operators[target.name] = config.build()
+        inner = 0 if target.inner_dim == target.dim else target.inner_dim
+        height, width = target.grid((sample_size, sample_size))
+        config = OperatorConfig(target.dim, height, width, inner, target.heads, **choices.choices())
+        operators[target.name] = build(config)
+        make_parts_tell(operators[target.name])
     return operators
 
 
@@ -147,8 +142,7 @@ def measure_image(
         row.replaced = entry.prepare(pipe)
         with _checked(pipe.unet) as errors:
             generate(1)
-        row.unchecked = [name for name, error in errors.items() if error is None]
-        row.error = max((error for error in errors.values() if error is not None), default=None)
+        row.error = max(errors.values(), default=None)
     for turn in range(repeats):
         for entry, row in zip(entries, rows, strict=True):
             if row.note:
@@ -186,10 +180,9 @@ def _reason_to_skip(pipe: Any, entry: Entry, size: tuple[int, int], images: int)
 
 
 @contextmanager
-def _checked(unet: nn.Module) -> Iterator[dict[str, float | None]]:
-    """Within, every self-attention layer's first output is compared with its definition; errors by name, None
-    where there is none to compare with."""
-    errors: dict[str, float | None] = {}
+def _checked(unet: nn.Module) -> Iterator[dict[str, float]]:
+    """Within, every self-attention layer's first output is compared with its definition; errors by name."""
+    errors: dict[str, float] = {}
     handles = []
 
     def check(name: str, layer: Any, args: Any, kwargs: Any, output: Tensor) -> None:
@@ -198,9 +191,9 @@ def _checked(unet: nn.Module) -> Iterator[dict[str, float | None]]:
         x = args[0] if args else kwargs["hidden_states"]
         tokens = torch.randperm(x.shape[1], device=x.device)[:SAMPLED]
         with torch.no_grad():
-            expected = _expected(layer, x.double(), tokens)
-        errors[name] = error = None if expected is None else relative_error(output[:, tokens], expected)
-        if error is not None and not error <= TOLERANCE[x.dtype]:
+            expected = _expected(layer, x.double(), tokens, kwargs.get("attention_mask"))
+        errors[name] = error = relative_error(output[:, tokens], expected)
+        if not error <= TOLERANCE[x.dtype]:
             raise SdHyenaError(
                 f"layer {name} is off by {error:.1e} (relative RMS) from its definition: no times are reported"
             )
@@ -219,19 +212,12 @@ def _checked(unet: nn.Module) -> Iterator[dict[str, float | None]]:
             handle.remove()
 
 
-def _expected(layer: Any, x: Tensor, tokens: Tensor) -> Tensor | None:
-    """What the layer should return at ``tokens``; None for operators without an O(L) definition per token."""
-    if isinstance(layer, HyenaAttention) and layer.enabled:
-        operator = layer.operator
-        if operator.order != 2 or getattr(operator, "num_blocks", 1) > 1:
-            return None
-        if not hasattr(operator, "form"):
-            return references.causal(operator, x, tokens) if operator.num_heads == 1 else None
-        if isinstance(operator, LinearAttention):
-            return references.linear_operator(operator, x, tokens)
-        assert layer.size is not None
-        given = projections_of(layer) if operator.form == "core" else None
-        return references.hyena2d(operator, x, layer.size, tokens, given)
+def _expected(layer: Any, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """What the layer should return at ``tokens``."""
+    if isinstance(layer, HyenaAttention):
+        assert mask is not None
+        given = projections_of(layer) if layer.operator.core else None
+        return layer.operator.expected(x, (mask.shape[1], mask.shape[2]), tokens, given)
     return references.attention(x, projections_of(layer), layer.heads, tokens)
 
 

@@ -7,24 +7,27 @@ what it should return at a few tokens (``expected``), by :mod:`.references`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..nn import OperatorConfig
-from ..ops import environment, linear
+from ..config import OPERATORS, OperatorConfig
+from ..nn import build
+from ..nn.operator import Linear
+from ..nn.teacher import Projections as Given
 from . import references
 
 
 @dataclass(frozen=True)
 class Shape:
     """One layer's input: ``height`` and ``width`` in latent cells at the layer; ``extent``: (h, w) cells of
-    the grid that Hyena's filters are built for."""
+    the grid that operators are made for."""
 
     dim: int
     heads: int
@@ -34,7 +37,6 @@ class Shape:
     dtype: torch.dtype
     device: torch.device
     extent: tuple[int, int]
-    scaling: str = "stretch"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -55,8 +57,9 @@ class Attention(nn.Module):
     def __init__(self, shape: Shape, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.heads, self.attend = shape.heads, attend
-        self.to_q, self.to_k, self.to_v = (nn.Linear(shape.dim, shape.dim, bias=False) for _ in range(3))
-        self.to_out = nn.Linear(shape.dim, shape.dim)
+        # As operators project, so that what is compared is what lies between the projections.
+        self.to_q, self.to_k, self.to_v = (Linear(shape.dim, shape.dim, bias=False) for _ in range(3))
+        self.to_out = Linear(shape.dim, shape.dim)
         _make_outputs_tell(self.to_out)
         for layer in (self.to_q, self.to_k):  # attention with peaks, as a trained model's has
             nn.init.normal_(layer.weight, std=1.5 * shape.dim**-0.5)
@@ -66,13 +69,8 @@ class Attention(nn.Module):
         return [self.to_q, self.to_k, self.to_v, self.to_out]
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        q, k, v = (self._project(f, x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in self.projections[:3])
-        return self._project(self.to_out, self.attend(q, k, v).transpose(1, 2).flatten(2))
-
-    @staticmethod
-    def _project(layer: nn.Linear, x: Tensor) -> Tensor:
-        """As Hyena2D projects, so that what is compared is what lies between the projections."""
-        return linear.project(x, layer.weight, layer.bias)
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in self.projections[:3])
+        return self.to_out(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
     def expected(self, x: Tensor, size: tuple[int, int], tokens: Tensor) -> Tensor:
         return references.attention(x, self.projections, self.heads, tokens)
@@ -83,11 +81,19 @@ def _make_outputs_tell(layer: nn.Module) -> None:
     nn.init.zeros_(layer.bias)
 
 
+@torch.no_grad()
+def make_parts_tell(operator: nn.Module) -> None:
+    """Parts that start at nothing are checked only where they say something."""
+    for parameter in operator.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+
+
 class Projections(Attention):
     """The four projections and nothing between them: what no replacement of attention can save."""
 
     def expected(self, x: Tensor, size: tuple[int, int], tokens: Tensor) -> Tensor:
-        _, _, to_v, to_out = references.doubled(self.projections)
+        _, _, to_v, to_out = Given(*self.projections).double()
         return to_out(to_v(x[:, tokens]))
 
 
@@ -166,25 +172,19 @@ class Hyena(nn.Module):
 
     def __init__(self, config: OperatorConfig) -> None:
         super().__init__()
-        self.operator = config.build()
-        if config.form == "core":
-            self.projections = nn.ModuleList(nn.Linear(config.dim, config.dim, bias=i == 3) for i in range(4))
-        _make_outputs_tell(self.projections[3] if config.form == "core" else self.operator.out_proj)
+        self.operator, core = build(config), config.form == "core"
+        self.projections = nn.ModuleList(Linear(config.dim, config.dim, bias=i == 3) for i in range(4 * core))
+        make_parts_tell(self.operator)
+        _make_outputs_tell(self.projections[3] if core else self.operator.out_proj)
 
-    def _given(self) -> Sequence[nn.Module] | None:
-        return list(self.projections) if hasattr(self, "projections") else None
+    def _given(self) -> Given | None:
+        return Given(*self.projections) if len(self.projections) else None
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        return self.operator(x, size, self._given()) if self._given() else self.operator(x, size)
-
-    def kept_bytes(self) -> int:
-        """What is kept between calls, beside the weights."""
-        return self.operator.spectra.nbytes() if hasattr(self.operator, "spectra") else 0
+        return self.operator(x, size, self._given())
 
     def expected(self, x: Tensor, size: tuple[int, int], tokens: Tensor) -> Tensor:
-        if self.operator.config.operator == "causal":
-            return references.causal(self.operator, x, tokens)
-        return references.hyena2d(self.operator, x, size, tokens, self._given())
+        return self.operator.expected(x, size, tokens, self._given())
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -217,7 +217,9 @@ def _flash_attn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return linear.linear_attention(*(t.transpose(-1, -2) for t in (q, k, v))).transpose(-1, -2)
+    """elu + 1, as anyone would write it."""
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    return q @ (k.transpose(-1, -2) @ v) / (q @ k.sum(-2).unsqueeze(-1))
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ class Kind:
 def _missing(kind: Kind, small: Shape, backward: bool) -> str:
     x = torch.randn(1, small.tokens, small.dim, device=small.device, dtype=small.dtype, requires_grad=backward)
     try:
-        with torch.set_grad_enabled(backward), environment.variables_set({environment.TUNE: "0"}):
+        with torch.set_grad_enabled(backward):
             y = kind.build(small).to(small.device, small.dtype)(x, small.size)
             if backward:
                 y.sum().backward()
@@ -268,13 +270,14 @@ def _attention(name: str, attend: Callable[[Tensor, Tensor, Tensor], Tensor], ma
     )
 
 
-def _hyena(name: str, **choices: object) -> Kind:
-    def build(shape: Shape) -> nn.Module:
-        height, width = shape.size if choices.get("operator") == "causal" else shape.extent
-        options = {"attention_heads": shape.heads, "in_bias": False, "scaling": shape.scaling} | choices
-        return Hyena(OperatorConfig(shape.dim, height, width, **options))  # type: ignore[arg-type]
+def _operator(kind: str, operator: str, **choices: Any) -> Kind:
+    def make(shape: Shape) -> nn.Module:
+        height, width = shape.size if operator == "causal" else shape.extent
+        return Hyena(
+            OperatorConfig(shape.dim, height, width, attention_heads=shape.heads, operator=operator, **choices)
+        )
 
-    return Kind(name, "hyena", build)
+    return Kind(kind, "peer" if operator in ("linear", "windows") else "hyena", make)
 
 
 _BACKENDS = {
@@ -293,13 +296,9 @@ KINDS = {
         Kind("tomesd", "peer", lambda shape: MergedAttention(shape, F.scaled_dot_product_attention),
              lambda shape: shape.squares(0.4), 2),
         Kind("hypertile", "peer", lambda shape: TiledAttention(shape, F.scaled_dot_product_attention)),
-        Kind("linear", "peer", lambda shape: LinearAttention(shape, _linear)),
-        _hyena("hyena-causal", operator="causal"),
-        *(
-            _hyena(f"hyena2d-{form}-{branch}", form=form, global_branch=branch)
-            for form in ("full", "core")
-            for branch in ("none", "mean", "linear")
-        ),
+        Kind("linear-elu", "peer", lambda shape: LinearAttention(shape, _linear)),
+        *(_operator(name, name) for name in OPERATORS),
+        _operator("states-core", "states", form="core"),
         Kind("projections", "floor", lambda shape: Projections(shape, lambda q, k, v: v)),
     )
 }  # fmt: skip

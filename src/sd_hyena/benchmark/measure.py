@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from ..errors import SdHyenaError
 from ..machine import free_memory
-from ..nn import spectrum_cache
 from .kinds import KINDS, Kind, Shape
 from .memory import peak_of_call
 from .timing import Timing, interleaved, stopwatch
@@ -40,10 +38,10 @@ class Limits:
 class Row:
     """One kind at one shape.
 
-    ``width``, ``height`` in px. ``ratio``: the best attention's median over this one's. Bytes: ``peak``
-    during a call above what was there before (input and weights not included, spectra kept from earlier
-    calls included), ``weights``, ``input``. ``error``: relative RMS against the definition at the sampled
-    tokens, of gradients too where they were asked for. A kind that was skipped has no timing and a ``note``.
+    ``width``, ``height`` in px. ``ratio``: the best attention's median over this one's. Bytes: ``peak`` during a call
+    above what was there before (input and weights not included), ``weights``, ``input``. ``error``: relative RMS
+    against the definition at the sampled tokens, of gradients too where they were asked for. A kind that was skipped
+    has no timing and a ``note``.
     """
 
     width: int
@@ -104,23 +102,22 @@ def measure(
     candidates: list[_Candidate] = []
     torch.manual_seed(0)
     x = torch.randn(shape.batch, shape.tokens, shape.dim, device=shape.device, dtype=shape.dtype)
-    with _unlimited_keeping():
-        for kind in (KINDS[kind] if isinstance(kind, str) else kind for kind in kinds):
-            row = Row(pixels[1], pixels[0], shape.batch, kind.name, kind.family, backward)
-            rows.append(row)
-            try:
-                row.note = _reason_to_skip(kind, shape, limits, backward, expected_seconds)
-                if row.note:
-                    continue
-                on_kind(kind.name)
-                candidates.append(_prepare(kind, row, shape, x, limits))
-            except Exception as error:
-                row.note = _reason_for(error, kind, fatal=failures is None)
-                if failures is not None and not row.note.startswith("skipped"):
-                    failures.append(f"{kind.name} at {pixels[1]} px, batch {shape.batch}: {row.note}")
-            gc.collect()
-        warm = {c.kind.name: c.call for c in candidates if c.first_ms <= 1000 * limits.single_seconds}
-        timings = interleaved(warm, shape.device, limits.repeats, limits.budget)
+    for kind in (KINDS[kind] if isinstance(kind, str) else kind for kind in kinds):
+        row = Row(pixels[1], pixels[0], shape.batch, kind.name, kind.family, backward)
+        rows.append(row)
+        try:
+            row.note = _reason_to_skip(kind, shape, limits, backward, expected_seconds)
+            if row.note:
+                continue
+            on_kind(kind.name)
+            candidates.append(_prepare(kind, row, shape, x, limits))
+        except Exception as error:
+            row.note = _reason_for(error, kind, fatal=failures is None)
+            if failures is not None and not row.note.startswith("skipped"):
+                failures.append(f"{kind.name} at {pixels[1]} px, batch {shape.batch}: {row.note}")
+        gc.collect()
+    warm = {c.kind.name: c.call for c in candidates if c.first_ms <= 1000 * limits.single_seconds}
+    timings = interleaved(warm, shape.device, limits.repeats, limits.budget)
     for c in candidates:
         c.row.timing = timings.get(c.kind.name) or Timing.of([c.first_ms])
         if c.kind.name not in timings:
@@ -137,17 +134,6 @@ def _reason_for(error: Exception, kind: Kind, fatal: bool) -> str:
     if fatal and (kind.family == "hyena" or not isinstance(error, RuntimeError) or isinstance(error, SdHyenaError)):
         raise error
     return f"failed: {' '.join(str(error).split())[:160]}"
-
-
-@contextmanager
-def _unlimited_keeping() -> Iterator[None]:
-    """Each layer keeps what it would if it were alone, though many are measured side by side."""
-    before = spectrum_cache.LIMIT, spectrum_cache.SHARE
-    spectrum_cache.LIMIT, spectrum_cache.SHARE = 2**62, 2.0**20
-    try:
-        yield
-    finally:
-        spectrum_cache.LIMIT, spectrum_cache.SHARE = before
 
 
 def check(kind: str, shape: Shape, *, backward: bool = False) -> float:
@@ -239,7 +225,6 @@ def _prepare(kind: Kind, row: Row, shape: Shape, x: Tensor, limits: Limits) -> _
     first_ms = stopwatch(shape.device)(run_and_check)
     if first_ms <= 1000 * limits.single_seconds:  # as it is from the second call on, with what was kept
         run_and_check()
-    row.peak_bytes = (row.peak_bytes or 0) + (layer.kept_bytes() if hasattr(layer, "kept_bytes") else 0)
     row.parameters = sum(p.numel() for p in layer.parameters())
     row.weight_bytes = sum(p.numel() * p.element_size() for p in layer.parameters())
     row.input_bytes = x.numel() * x.element_size()

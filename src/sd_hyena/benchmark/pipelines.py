@@ -59,12 +59,10 @@ def prepare(settings: ImageSettings) -> tuple[Any, list[Entry], Callable[[int], 
 
 
 def _from_files(files: list[str], settings: ImageSettings) -> Entry:
-    scaling = None if settings.scaling == "file" else settings.scaling
-
     def attach(pipe: Any) -> list[str]:
         replaced: list[str] = []
         for file in files:
-            replaced += load_hyena(pipe, file, settings.target or None, scaling)
+            replaced += load_hyena(pipe, file, settings.target or None)
         if len(set(replaced)) < len(replaced):
             raise UsageError(f"{'+'.join(files)}: a layer is in more than one of the stacked files")
         return replaced
@@ -75,14 +73,12 @@ def _from_files(files: list[str], settings: ImageSettings) -> Entry:
 def _untrained(pipe: Any, settings: ImageSettings) -> Entry:
     """Untrained layers at ``settings.target``: their time is that of trained ones."""
     targets = select(find_targets(pipe.unet), settings.target or "high")
-    size, form, branch = pipe.unet.config.sample_size, settings.form, settings.global_branch
     torch.manual_seed(0)
-    scaling = "stretch" if settings.scaling == "file" else settings.scaling
-    operators = untrained(targets, size, form=form, global_branch=branch, scaling=scaling)
+    operators = untrained(targets, pipe.unet.config.sample_size, settings)
 
     def attach(pipe: Any) -> list[str]:
         patch.attach(pipe.unet, operators)
         return list(operators)
 
     chosen = settings.target or "high"
-    return hyena_entry(f"hyena2d-{form}-{branch} ({chosen})", attach)
+    return hyena_entry(f"{settings.operator} ({chosen})", attach)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import OPERATORS, OperatorChoices
 from ..errors import UsageError
+from ..families import ARCHITECTURES
 from ..files import hyena_path
 from ..generate.settings import split_entries
 from ..settings import option
 from ..targets import parse_names
 
+_RIVALS = ("linear", "windows")  # operators that are no Hyena
 ALL_KINDS = (
     "naive",
     "sdp-math",
@@ -21,20 +24,18 @@ ALL_KINDS = (
     "flash-attn",
     "tomesd",
     "hypertile",
-    "linear",
-    "hyena-causal",
-    *(f"hyena2d-{form}-{branch}" for form in ("full", "core") for branch in ("none", "mean", "linear")),
+    "linear-elu",
+    *OPERATORS,
+    "states-core",
     "projections",
 )
 GROUPS = {
     "attention": ALL_KINDS[:7],
     "sdp": ALL_KINDS[1:5],
-    "peers": ALL_KINDS[7:10],
-    "hyena": ALL_KINDS[10:-1],
-    "hyena2d": ALL_KINDS[11:-1],
+    "peers": (*ALL_KINDS[7:10], *_RIVALS),
+    "hyena": tuple(name for name in ALL_KINDS[10:-1] if name not in _RIVALS),
     "all": ALL_KINDS,
 }
-ARCHITECTURES = ("sd15", "sd21", "sdxl")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -71,8 +72,7 @@ class _Layers(_Common):
     kinds: str = option("all", f"comma list of {', '.join(ALL_KINDS)}, or of the groups {', '.join(GROUPS)}")
     dim: int = option(320, "channels of the layer; IN01 of SD 1.x: 320")
     heads: int = option(8, "attention heads")
-    extent: int = option(512, "image width in px that the Hyena layers were made for")
-    scaling: str = option("stretch", "how their filters grow to larger images", choices=("extend", "stretch"))
+    extent: int = option(512, "image width in px that the operators were made for")
     backward: bool = option(False, "time forward and backward together, as in training")
     repeats: int = option(15, "rounds at most")
     budget: float = option(15.0, "seconds of timing per size; one round is always made")
@@ -135,8 +135,8 @@ class SizesSettings(_Layers):
 
 
 @dataclass
-class ImageSettings(_Common):
-    """``sd-hyena benchmark image``."""
+class ImageSettings(_Common, OperatorChoices):
+    """``sd-hyena benchmark image``; the operator's choices are those of untrained layers."""
 
     model: str = option("", "demo, a diffusers folder, a single file, a hub id", short="-m")
     random_weights: str = option("", "instead of a model: this architecture, untrained", choices=("", *ARCHITECTURES))
@@ -144,11 +144,6 @@ class ImageSettings(_Common):
         "", "Hyena file(s): comma-separated entries are timed in turn, a+b stacks; each next to attention", short="-y"
     )
     target: str = option("", "layers to replace; with random weights, by untrained Hyena layers", short="-t")
-    form: str = option("full", "of those untrained layers", choices=("full", "core"))
-    global_branch: str = option("linear", "of those untrained layers", choices=("none", "mean", "linear"))
-    scaling: str = option(
-        "file", "how filters grow to larger images; file: as trained", choices=("file", "extend", "stretch")
-    )
     attention: str = option("sdpa", "comma list of the attentions to compare with: sdpa, naive, xformers")
     width: int = option(512, "image width in px", short="-W")
     height: int = option(512, "image height in px", short="-H")
@@ -159,6 +154,7 @@ class ImageSettings(_Common):
 
     def validate(self) -> None:
         super().validate()
+        self.check_choices()
         if bool(self.model) == bool(self.random_weights):
             raise UsageError("give either -m/--model or --random_weights")
         if self.random_weights and self.hyena:

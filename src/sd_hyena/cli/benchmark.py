@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any]) -> int:
     what = args.pop("what")
     kind, _ = COMMANDS[what]
-    settings = resolve(kind, args, defaults=_defaults if what == "image" else lambda given: {})
+    settings = resolve(kind, args, defaults=lambda given: size_defaults(given.get("model", "")))
     settings.validate()
     old = None
     if settings.compare:
@@ -61,10 +61,6 @@ def run(args: dict[str, Any]) -> int:
     return 0
 
 
-def _defaults(given: dict[str, Any]) -> dict[str, Any]:
-    return size_defaults(given.get("model", ""))
-
-
 def _limits(settings: Any) -> Any:
     from ..benchmark.measure import Limits
 
@@ -85,7 +81,6 @@ def _shape(settings: Any, height: int, width: int) -> Any:
         getattr(torch, settings.dtype),
         torch.device(settings.device),
         (latent_cells(settings.extent),) * 2,
-        settings.scaling,
     )
 
 

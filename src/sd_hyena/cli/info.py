@@ -35,7 +35,7 @@ def run(args: dict[str, Any]) -> int:
     origin = f"sd-hyena format {file.version}" if file.version else "2024 sd-hyena (one causal layer)"
     console.print(f"{args['file']}: {origin}", soft_wrap=True)
     table = Table()
-    for heading in ("layer", "operator", "channels", "trained grid", "order", "parameters", "held-out error"):
+    for heading in ("layer", "operator", "channels", "trained grid", "parameters", "held-out error"):
         table.add_column(heading, justify="left" if heading in ("layer", "operator") else "right")
     for name, layer in file.layers.items():
         c = layer.config
@@ -45,7 +45,6 @@ def run(args: dict[str, Any]) -> int:
             c.label,
             str(c.dim),
             f"{c.height}x{c.width}",
-            str(c.order),
             f"{counts[name]:,}",
             "-" if error is None else f"{error:.4f}",
         )

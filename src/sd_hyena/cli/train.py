@@ -107,7 +107,7 @@ def _check_targets(settings: TrainSettings, source: ModelSource) -> None:
         return
     grid = (settings.height // 8, settings.width // 8)
     for target in targets:
-        configure(target, grid, skeleton, **settings.operator_choices())
+        configure(target, grid, skeleton, **settings.choices())
 
 
 def _refuse_overwriting(settings: TrainSettings, resume: bool) -> None:

@@ -17,6 +17,7 @@ from ..benchmark.figures import plot_sizes
 from ..benchmark.kinds import Shape, latent_cells
 from ..benchmark.measure import Limits, Row, crossover, measure_sizes
 from ..benchmark.report import size_lines
+from ..benchmark.settings import GROUPS
 from ..distill.results import Progress, Result
 from ..distill.settings import TrainSettings
 from ..distill.state import locked
@@ -25,10 +26,11 @@ from ..evaluate import page
 from ..evaluate.report import write_report
 from ..evaluate.run import Evaluation, evaluate
 from ..evaluate.settings import EvaluateSettings
+from ..families import DEMO
 from ..files import atomic_path
 from ..generate.draw import contact_sheet, save_png
 from ..machine import describe
-from ..models import DEMO, fingerprint, load_pipeline, locate, size_defaults
+from ..models import fingerprint, load_pipeline, locate, size_defaults
 from ..recipes import recipe_path
 from ..settings import resolve
 
@@ -40,9 +42,9 @@ KINDS = (
     "sdp-flash",
     "sdp-cudnn",
     "sdp-efficient",
-    "hyena-causal",
-    "hyena2d-full-mean",
-    "hyena2d-full-linear",
+    "causal",
+    "linear-elu",
+    "states",
 )
 
 
@@ -75,7 +77,7 @@ class Demonstration:
             "layers": self.training.figures,
             "evaluation": self.evaluation.figures(),
             "times": [row.record() for row in self.rows],
-            "crossover_px": {kind: crossover(self.rows, kind) for kind in kinds if kind.startswith("hyena")},
+            "crossover_px": {kind: crossover(self.rows, kind) for kind in kinds if kind in GROUPS["hyena"]},
             "training_seconds": self.training.seconds,
             "seconds": self.seconds,
         }

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SdHyenaError
+from ..families import unet_call
 from .shards import Manifest, finished_manifest, read_shard
 
 
@@ -49,18 +50,18 @@ class Dataset:
         shard, row = item
         return self.shards[shard]["latents"][row].float()
 
-    def text(self, item: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """States (tokens, D) and pooled states (E,), if the model has any, of the item's prompt."""
+    def text(self, item: tuple[int, int]) -> list[Tensor]:
+        """States (tokens, D) and, if the model has any, pooled states (E,) of the item's prompt."""
         shard, row = item
         return self._text(shard, int(self.shards[shard]["prompt"][row]))
 
-    def empty_text(self) -> tuple[Tensor, Tensor | None]:
+    def empty_text(self) -> list[Tensor]:
         """The same of the empty prompt."""
         return self._text(0, 0)
 
-    def _text(self, shard: int, row: int) -> tuple[Tensor, Tensor | None]:
+    def _text(self, shard: int, row: int) -> list[Tensor]:
         tensors = self.shards[shard]
-        return tensors["states"][row], tensors["pooled"][row] if "pooled" in tensors else None
+        return [tensors[name][row] for name in ("states", "pooled") if name in tensors]
 
 
 def open_prepared(folder: Path, check: bool = True) -> Dataset:
@@ -132,19 +133,9 @@ class TeacherInputs:
             times.append(torch.randint(self.noising.config.num_train_timesteps, (1,), generator=generator))
             drop = bool(torch.rand((), generator=generator) < self.share)
             texts.append(self.data.empty_text() if drop else self.data.text(item))
-        device, dtype = self.pipe.unet.device, self.pipe.unet.dtype
         t = torch.cat(times)
-        inputs: dict[str, Any] = {
-            "sample": self.noising.add_noise(torch.stack(latents), torch.stack(noises), t).to(device, dtype),
-            "timestep": t.to(device),
-            "encoder_hidden_states": torch.stack([states for states, _ in texts]).to(device, dtype),
-        }
-        pooled = [p for _, p in texts if p is not None]
-        if pooled:
-            h, w = (side * self.pipe.vae_scale_factor for side in latents[0].shape[-2:])
-            ids = torch.tensor([[h, w, 0, 0, h, w]] * len(texts), device=device, dtype=dtype)
-            inputs["added_cond_kwargs"] = {"text_embeds": torch.stack(pooled).to(device, dtype), "time_ids": ids}
-        return inputs
+        noisy = self.noising.add_noise(torch.stack(latents), torch.stack(noises), t)
+        return unet_call(self.pipe, noisy, t, *map(torch.stack, zip(*texts, strict=True)))
 
     def _bucket(self, step: int) -> Bucket:
         """The size of a step: each size as often as its share of the items."""

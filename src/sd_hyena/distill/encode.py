@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import SdHyenaError
+from ..families import encode_prompt
 from .prompts import CaptionedImage
 
 
@@ -63,15 +64,6 @@ def encode(pipe: Any, paths: Sequence[Path], size: tuple[int, int]) -> Tensor:
 @torch.no_grad()
 def prompt_states(pipe: Any, prompts: Sequence[str]) -> dict[str, Tensor]:
     """``states`` (p, tokens, D), and ``pooled`` (p, E) where the model has them, in the pipeline's type."""
-    states, pooled = [], []
-    for prompt in prompts:
-        encoded = pipe.encode_prompt(
-            prompt, device=pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=True
-        )
-        # With and without prompt, then (SDXL) both pooled. What guidance takes for no prompt need not be the
-        # empty prompt's states: SDXL's are zero.
-        own = int(prompt == "")
-        states.append(encoded[own].cpu())
-        if len(encoded) == 4:
-            pooled.append(encoded[2 + own].cpu())
-    return {"states": torch.cat(states)} | ({"pooled": torch.cat(pooled)} if pooled else {})
+    # What guidance takes for no prompt need not be the empty prompt's states: SDXL's are zero.
+    texts = [encode_prompt(pipe, prompt)[int(prompt == "") :: 2] for prompt in prompts]
+    return dict(zip(("states", "pooled"), map(torch.cat, zip(*texts, strict=True)), strict=False))

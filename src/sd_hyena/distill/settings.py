@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, fields
-from typing import Any
 
+from ..config import OperatorChoices
 from ..errors import UsageError
 from ..files import hyena_path
 from ..names import check_format, used_fields
@@ -16,19 +16,17 @@ from .prepare_settings import MIXED_PRECISION, check_share, check_spread, parse_
 from .prompts import read_prompts
 
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial")
-OPERATORS = ("hyena2d", "causal", "linear")
 INITS = ("teacher", "projections", "random")
 DATA = ("teacher", "noise")
 STAGE_2 = (
     "finetune_lr", "finetune_batch_size", "prediction_weight", "feature_weight", "ema_decay", "gradient_checkpointing",
 )  # fmt: skip
-HYENA = ("hyena_order", "hyena_filter_order", "hyena_num_heads", "hyena_short_filter_order")
 DRAWN = ("prompts", "sizes", "n_images", "n_held_out")
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class TrainSettings:
+class TrainSettings(OperatorChoices):
     """Settings of one training run. ``validate`` checks what can be checked before anything is loaded."""
 
     teacher_model: str = option(
@@ -49,26 +47,10 @@ class TrainSettings:
     )
     seed: int = option(-1, "-1 draws one and records it", short="-d")
     pretrained_weight: str = option("", "Hyena file to start from (also the original's)", short="-p")
-    operator: str = option(
-        "hyena2d",
-        "hyena2d: two-dimensional, non-causal; causal: as published; linear: linear attention (LinFusion's with "
-        "--feature_map elu)",
-        choices=OPERATORS,
-    )
-    hyena_order: int = option(2, "order of the recurrence")
-    hyena_filter_order: int = option(64, "width of the filter's MLP")
-    hyena_num_blocks: int = option(1, "blocks the sequence is cut into (causal operator only)")
-    hyena_num_heads: int = option(1, "groups of channels that share filters")
-    hyena_short_filter_order: int = option(3, "taps of the short filter (per axis for hyena2d)")
-    form: str = option("full", "full: own projections; core: the teacher's", choices=("full", "core"))
-    global_branch: str = option("linear", "what carries the flat part of attention", choices=("none", "mean", "linear"))
-    feature_map: str = option(
-        "exp", "features of linear attention; elu: elu + 1; exp: learned directions", choices=("elu", "exp")
-    )
-    num_features: int = option(2, "features per channel of the exp map")
-    scaling: str = option("stretch", "how filters grow to larger images", choices=("extend", "stretch"))
     init: str = option(
-        "teacher", "start: teacher: its projections and mean attention; projections: those alone", choices=INITS
+        "teacher",
+        "start: teacher: its projections, the rest fitted to its attention; projections: those alone",
+        choices=INITS,
     )
     data: str = option(
         "teacher", "learn from pictures the teacher draws, or from noise as the original did", choices=DATA
@@ -85,6 +67,7 @@ class TrainSettings:
     lr_warmup_steps: int = option(20, "steps of linear warm-up")
     weight_decay: float = option(0.01, "of the projections; filters have none")
     max_grad_norm: float = option(1.0, "gradient norm limit per layer; 0: none")
+    branch_dropout: float = option(0.0, "share of the updates in which one of an operator's branches is left out")
     reuse: int = option(1, "stage 1: updates made from each pass of the teacher; as many passes are kept in memory")
     finetune_lr: float = option(0.0, "stage 2: learning rate; 0: a tenth of stage 1's")
     finetune_batch_size: int = option(0, "stage 2: UNet samples per step and process; 0: as in stage 1")
@@ -115,10 +98,12 @@ class TrainSettings:
         check_format(self.name_format, {"s": int, "t": str})
         if len(self.saved_steps()) > 1 and "s" not in used_fields(self.name_format):
             raise UsageError(f"--name_format {self.name_format!r} repeats names: use {{s}}, or --save_every_n_steps 0")
+        self.check_choices()
         self._warn_of_idle()
         if self.prompts:
             read_prompts(self.prompts)
         check_share("unconditional", self.unconditional)
+        check_share("branch_dropout", self.branch_dropout)
         if self.sizes and not self.data_dir:
             check_spread(self, parse_sizes(self.sizes))
         if self.pretrained_weight:
@@ -128,22 +113,13 @@ class TrainSettings:
                 self.pretrained_weight,
                 "an existing Hyena file",
             )
-        from ..nn import OperatorConfig
-
-        try:
-            OperatorConfig(dim=self.hyena_num_heads, height=1, width=1, **self.operator_choices())
-        except ValueError as error:
-            raise UsageError(f"hyena settings: {error}") from None
 
     def _warn_of_idle(self) -> None:
         """One line for each reason why settings that are not the default change nothing."""
         defaults = {f.name: f.default for f in fields(self)}
-        attends = self.operator == "linear" or (self.operator == "hyena2d" and self.global_branch == "linear")
         for idle, names, reason in (
             (not self.finetune_steps, STAGE_2, "of stage 2, which --finetune_steps asks for"),
-            (self.operator != "hyena2d", ("global_branch", "scaling"), "of the hyena2d operator"),
-            (not attends, ("feature_map", "num_features"), "of linear attention, which this operator has not"),
-            (self.operator == "linear", HYENA, "of Hyena operators"),
+            (True, self.unused(), f"not for the {self.operator} operator"),
             (bool(self.data_dir), DRAWN, "of pictures that a run draws itself; --data_dir names some that are there"),
         ):
             given = [f"--{name}" for name in names if idle and getattr(self, name) != defaults[name]]
@@ -165,22 +141,6 @@ class TrainSettings:
         every = self.save_every_n_steps
         regular = range(every, self.total_steps, every) if every else ()
         return sorted({*regular, self.n_steps, self.total_steps} - {0})
-
-    def operator_choices(self) -> dict[str, Any]:
-        """The OperatorConfig fields that the user chooses."""
-        return {
-            "operator": self.operator,
-            "order": self.hyena_order,
-            "filter_order": self.hyena_filter_order,
-            "num_blocks": self.hyena_num_blocks,
-            "num_heads": self.hyena_num_heads,
-            "short_filter_order": self.hyena_short_filter_order,
-            "form": self.form,
-            "global_branch": self.global_branch,
-            "feature_map": self.feature_map,
-            "num_features": self.num_features,
-            "scaling": self.scaling,
-        }
 
 
 def _require(condition: bool, name: str, value: object, needed: str) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from .. import checkpoint
 from ..errors import SdHyenaError, UsageError
 from ..names import used_fields
-from ..nn import OperatorConfig
+from ..nn import OperatorConfig, build
 from ..targets import find_targets, select
 from .capture import Captured
 from .joint import JointStage, StudentUNet
@@ -37,9 +37,9 @@ from .prepare import training_data
 from .results import Progress, Result
 from .settings import TrainSettings
 from .state import Average, load_state, save_state
-from .students import Students, configure, pretrained_layers, start_from_teacher
+from .students import Students, configure, pretrained_layers
 
-START_PASSES = (-(10**6), -(10**6) - 1)  # of the teacher, for mean attention and variances; none is trained on
+START_PASSES = (-(10**6), -(10**6) - 1)  # of the teacher, for starts and variances; none is trained on
 VALIDATION_PICTURES = 64
 MAX_OVERFLOWS = 40
 # Settings that may differ between a run and its resumption; all others must be the same.
@@ -159,7 +159,7 @@ class Trainer:
 
     def _configure(self) -> dict[str, OperatorConfig]:
         if not self.settings.pretrained_weight:
-            choices = self.settings.operator_choices()
+            choices = self.settings.choices()
             return {t.name: configure(t, self.grid, self.pipe.unet, **choices) for t in self.targets}
         file = checkpoint.load(self.settings.pretrained_weight)
         self._pretrained = pretrained_layers(file, self.pipe.unet, self.settings.target, self.targets)
@@ -182,23 +182,21 @@ class Trainer:
         self.lessons = Lessons(self.pipe, self.targets, data, self.seed, s.data == "noise", s.unconditional, s.reuse)
         return data.key
 
-    def build(self, config: OperatorConfig) -> torch.nn.Module:
-        """Makes one layer's operator; experiments override it."""
-        return config.build()
-
     def _make_students(self, started_from: dict[str, Any] | None) -> Students:
-        operators = {name: self.build(config) for name, config in self.configs.items()}
+        operators = {name: build(config) for name, config in self.configs.items()}
         if self.settings.pretrained_weight:
             for name, operator in operators.items():
                 operator.load_state_dict(self._pretrained[name][1])
         elif self.settings.init != "random" and started_from is None:
             batches = []
             if self.settings.init == "teacher":
-                self.on_phase("measuring the teacher's mean attention to start from")
+                self.on_phase("fitting the operators' start to the teacher's attention")
                 batches = [self.lessons.activations(n, range(self.global_batch)) for n in START_PASSES]
             for name, operator in operators.items():
                 operator.to(self.accelerator.device)
-                start_from_teacher(operator, self.attentions[name], [batch[name] for batch in batches])
+                operator.start_from(self.attentions[name], [(batch[name].x, batch[name].size) for batch in batches])
+        for operator in operators.values():
+            operator.unfold()
         return Students(operators, self.attentions).to(self.accelerator.device)
 
     def _measure_variances(self, make: Callable[[int, range], dict[str, Captured]]) -> dict[str, float]:
@@ -271,6 +269,7 @@ class Trainer:
         return loss["loss"], errors, mse, terms
 
     def _losses(self, step: int, positions: range) -> Losses:
+        self.students.leave_out(self.settings.branch_dropout, self.seed, step)
         with self.accelerator.autocast():
             if self.stage == 2:
                 return self._joint.losses(self.model, step, positions)
@@ -309,6 +308,7 @@ class Trainer:
     @torch.no_grad()
     def _evaluate(self) -> dict[str, dict[str, float]]:
         """Relative error and cosine per layer on held-out latents, the same inputs in every run."""
+        self.students.leave_out(0, self.seed, 0)
         with self.average.in_place():
             return self._measure(self.students.eval())
 
@@ -348,7 +348,7 @@ class Trainer:
 
     def _save_weights(self, step: int, figures: dict[str, dict[str, float]]) -> None:
         training = asdict(self.settings) | {"seed": self.seed, "step": step}
-        operators = {name: (self.configs[name], operator) for name, operator in self.students.items()}
+        operators = dict(self.students.items())
         each = "t" in used_fields(self.settings.name_format)
         groups = [[name] for name in operators] if each else [list(operators)]
         for names in groups:

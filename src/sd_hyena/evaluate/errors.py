@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..distill.capture import capture
 from ..distill.losses import Distance
 from ..distill.students import Students
+from ..nn import Operator
 from ..targets import find_targets
 from .inputs import HeldOut
 
@@ -45,7 +47,7 @@ class TeacherSweep:
         self,
         pipe: Any,
         inputs: HeldOut,
-        operators: Mapping[str, Mapping[str, nn.Module]],
+        operators: Mapping[str, Mapping[str, Operator]],
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.pipe, self.inputs = pipe, inputs
@@ -55,6 +57,9 @@ class TeacherSweep:
         students = {label: Students(layers, attentions) for label, layers in operators.items()}
         count = len(inputs.edges)
         distances = {label: {name: BandDistance(count) for name in layers} for label, layers in operators.items()}
+        without: dict[str, dict[str, dict[str, Distance]]] = {
+            label: {name: defaultdict(Distance) for name in layers} for label, layers in operators.items()
+        }
         self.predictions: list[Tensor] = []
         with torch.no_grad(), capture(pipe.unet, needed) as records:
             for number, batch in enumerate(inputs):
@@ -62,9 +67,19 @@ class TeacherSweep:
                 for label, student in students.items():
                     for name, y in student(records).items():
                         distances[label][name].add(batch.band, y, records[name].y)
+                    for name, operator in student.items():
+                        for branch in operator.branches:
+                            operator.off = branch
+                            without[label][name][branch].add(student.run(name, records[name]), records[name].y)
+                        operator.off = ""
                 progress(number + 1, len(inputs))
         self.layers: dict[str, dict[str, Figures]] = {
-            label: {name: distance.figures() for name, distance in each.items()} for label, each in distances.items()
+            label: {
+                name: distance.figures()
+                | {"without": {off: d.figures()["relative_error"] for off, d in without[label][name].items()}}
+                for name, distance in each.items()
+            }
+            for label, each in distances.items()
         }
 
     @torch.no_grad()

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..families import encode_prompt, unet_call
+
 BATCH = 4  # samples a call; each counts twice, with its prompt and without
 
 
@@ -60,7 +62,6 @@ class HeldOut:
         return len(self.edges) * -(-self.samples // BATCH)
 
     def _call(self, band: int, positions: Sequence[int]) -> dict[str, Any]:
-        unet = self.pipe.unet
         first, last = self.edges[band]
         numbers = [band * self.samples + j for j in positions]
         chosen = [n % len(self.prompts) for n in numbers]
@@ -71,25 +72,12 @@ class HeldOut:
         # (states, empty states[, pooled, empty pooled]) of each prompt -> one batch of states [and one of pooled]
         columns = [torch.cat(column) for column in zip(*texts, strict=True)]
         both = [torch.cat(columns[k : k + 2]) for k in range(0, len(columns), 2)]
-        call: dict[str, Any] = {
-            "sample": torch.cat([noisy, noisy]).to(unet.device, unet.dtype),
-            "timestep": torch.cat([t, t]).to(unet.device),
-            "encoder_hidden_states": both[0].to(unet.device, unet.dtype),
-        }
-        if len(both) == 2:  # SDXL: pooled text, and the picture's size as it would be drawn
-            h, w = (side * self.pipe.vae_scale_factor for side in self.latents.shape[-2:])
-            ids = torch.tensor([[h, w, 0, 0, h, w]] * len(t) * 2, device=unet.device, dtype=unet.dtype)
-            call["added_cond_kwargs"] = {"text_embeds": both[1].to(unet.device, unet.dtype), "time_ids": ids}
-        return call
+        return unet_call(self.pipe, torch.cat([noisy, noisy]), torch.cat([t, t]), *both)
 
     @torch.no_grad()
     def _text(self, prompt: str) -> tuple[Tensor, ...]:
-        """States with the prompt and with none, as the pipeline guides with; SDXL: then both pooled ones."""
         if prompt not in self._texts:
-            encoded = self.pipe.encode_prompt(
-                prompt, device=self.pipe.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=True
-            )
-            self._texts[prompt] = tuple(text.cpu() for text in encoded)
+            self._texts[prompt] = encode_prompt(self.pipe, prompt)
         return self._texts[prompt]
 
 

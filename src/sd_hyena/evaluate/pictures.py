@@ -31,11 +31,13 @@ class Drawing:
 
 @dataclass
 class Distances:
-    """How far each picture is from its counterpart: PSNR in dB, SSIM, and |a - b|^2 / |a - mean a|^2 of the latents."""
+    """How far each picture is from its counterpart: PSNR in dB, SSIM, |a - b|^2 / |a - mean a|^2 of the latents, and
+    how much of its finest detail there is (below 1: smoother than its counterpart)."""
 
     psnr: list[float]
     ssim: list[float]
     latent: list[float]
+    detail: list[float]
 
     def figures(self) -> dict[str, float]:
         """Means, and PSNR's median and worst: a picture that goes another way moves the mean alone."""
@@ -45,6 +47,7 @@ class Distances:
             "psnr_min_db": min(self.psnr),
             "ssim_mean": statistics.mean(self.ssim),
             "latent_distance_mean": statistics.mean(self.latent),
+            "detail_mean": statistics.mean(self.detail),
         }
 
 
@@ -86,6 +89,7 @@ def compare(reference: Drawing, other: Drawing) -> Distances:
         [psnr(a, b) for a, b in pairs],
         [ssim(a, b) for a, b in pairs],
         [latent_distance(a, b) for a, b in zip(reference.latents, other.latents, strict=True)],
+        [detail(b) / max(detail(a), 1e-12) for a, b in pairs],
     )
 
 
@@ -102,6 +106,18 @@ def ssim(a: Image.Image, b: Image.Image) -> float:
 
     x, y = (torch.from_numpy(_pixels(image)).permute(2, 0, 1)[None] for image in (a, b))
     return structural_similarity_index_measure(y, x, data_range=255.0).item()
+
+
+def detail(picture: Image.Image) -> float:
+    """Mean square of the finest band of its Laplacian pyramid (Burt and Adelson 1983): the picture less its blur by
+    (1, 4, 6, 4, 1) / 16 along both axes."""
+    pixels = np.pad(_pixels(picture), ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    blurred = pixels
+    for axis in (0, 1):
+        taps = zip((1, 4, 6, 4, 1), range(5), strict=True)
+        length = blurred.shape[axis] - 4
+        blurred = np.sum([w / 16 * blurred.take(range(i, i + length), axis) for w, i in taps], axis=0)
+    return float(np.square(pixels[2:-2, 2:-2] - blurred).mean())
 
 
 def latent_distance(a: Tensor, b: Tensor) -> float:

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import SdHyenaError
-from ..models import DEMO, DEMO_DIR, quiet_libraries
+from ..families import DEMO, DEMO_DIR
+from ..models import quiet_libraries
 from .pictures import Drawing
 from .settings import EvaluateSettings
 

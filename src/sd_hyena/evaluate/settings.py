@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
+from ..families import DEMO
 from ..generate.settings import GenerateSettings, split_entries
-from ..models import DEMO
 from ..settings import option
 
 MAX_BANDS = 100
@@ -33,7 +33,9 @@ class EvaluateSettings:
     steps: int = option(30, "diffusion steps", short="-s")
     cfg_scale: float = option(5.0, "classifier-free guidance scale", short="-c")
     seed: int = option(1000, "of the first prompt; the next ones count up", short="-k")
-    scaling: str = option("file", "how filters grow to larger images", choices=("file", "extend", "stretch"))
+    scaling: str = option(
+        "file", "how blocks grow with larger images; file: as trained", choices=("file", "extend", "stretch")
+    )
     bands: int = option(5, "timestep bands of the error figures")
     layer_samples: int = option(8, "noised latents in each band that errors are measured on; 0: pictures only")
     no_yardstick: bool = option(False, "leave out the teacher with another attention backend and in bfloat16")

@@ -46,6 +46,7 @@ def summary(result: Evaluation) -> Table:
         ("median", lambda row: decibels(_distance(row, "psnr_median_db"))),
         ("worst", lambda row: decibels(_distance(row, "psnr_min_db"))),
         ("SSIM", lambda row: f"{_distance(row, 'ssim_mean'):.3f}" if row.distances else "-"),
+        ("detail", lambda row: f"{_distance(row, 'detail_mean'):.3f}" if row.distances else "-"),
         ("latent distance", lambda row: short(_distance(row, "latent_distance_mean"))),
         ("layer error", lambda row: short(row.layer_error)),
         ("UNet error", lambda row: short(row.unet.get("conditional", {}).get("relative_error"))),
@@ -59,7 +60,8 @@ def summary(result: Evaluation) -> Table:
     return Table(
         f"{len(result.prompts)} held-out prompts, the same seeds",
         "Distances are from the teacher's own pictures and predictions. An error of 1 is what a constant scores; the "
-        "teacher's lines after the first say what harmless changes amount to.",
+        "teacher's lines after the first say what harmless changes amount to. Detail: of the finest Laplacian band, "
+        "over the teacher's.",
         [columns[i][0] for i in kept],
         [[line[i] for i in kept] for line in lines],
     )
@@ -95,18 +97,26 @@ def unet(result: Evaluation, kind: str) -> Table:
 
 def layers(result: Evaluation, row: Row) -> Table:
     """Each layer's error by timestep band, and their mean."""
-    lines = [[name, short(f["relative_error"]), *_each_band(f), f"{f['cosine']:.4f}"] for name, f in row.layers.items()]
+    branches = list(dict.fromkeys(name for f in row.layers.values() for name in f.get("without", ())))
+
+    def off(figures: dict) -> list[str]:
+        return [short(figures.get("without", {}).get(branch)) for branch in branches]
+
+    lines = [
+        [name, short(f["relative_error"]), *_each_band(f), f"{f['cosine']:.4f}", *off(f)]
+        for name, f in row.layers.items()
+    ]
     if lines:
         count = len(row.layers)
         cosine = sum(f["cosine"] for f in row.layers.values()) / count
         bands = [
             sum(f["bands"][b]["relative_error"] for f in row.layers.values()) / count for b in range(len(result.bands))
         ]
-        lines.append(["mean", short(row.layer_error), *map(short, bands), f"{cosine:.4f}"])
+        lines.append(["mean", short(row.layer_error), *map(short, bands), f"{cosine:.4f}", *["" for _ in branches]])
     return Table(
         f"Relative error of each layer, by timestep: {row.label}",
-        "|y - t|^2 / |t - mean t|^2 on the activations of the teacher.",
-        ["layer", "mean", *_bands(result), "cosine"],
+        "|y - t|^2 / |t - mean t|^2 on the activations of the teacher; without: with that branch left out.",
+        ["layer", "mean", *_bands(result), "cosine", *(f"without {branch}" for branch in branches)],
         lines,
     )
 

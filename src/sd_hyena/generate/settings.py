@@ -54,7 +54,7 @@ class GenerateSettings:
         short="-f",
     )
     scaling: str = option(
-        "file", "how filters grow to larger images; file: as trained", choices=("file", "extend", "stretch")
+        "file", "how blocks grow with larger images; file: as trained", choices=("file", "extend", "stretch")
     )
     scheduler: str = option("model", "sampler; model: the model's own", choices=("model", *SCHEDULERS))
     dtype: str = option(

@@ -6,64 +6,51 @@ from typing import Any
 
 from torch import Tensor, nn
 
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
+from .operator import Operator, Size
+from .teacher import PROJECTIONS, projections_of
+
+
+def grid_mask(hidden_states: Tensor) -> Tensor:
+    """An empty attention mask whose shape says what grid (..., h, w) the tokens come from.
+
+    The grid belongs to the call, not to the layer: as an argument it is right for two threads, two sizes, compiled
+    blocks and gradient checkpoints, and diffusers hands a mask to self-attention alone.
+    """
+    return hidden_states.new_empty(0, *hidden_states.shape[-2:])
+
+
+def is_grid_mask(mask: Tensor | None) -> bool:
+    """Whether this is a :func:`grid_mask`."""
+    return mask is not None and mask.dim() == 3 and mask.shape[0] == 0
 
 
 class HyenaAttention(nn.Module):
-    """Replaces a self-attention module by a Hyena operator, and can give it back.
+    """An operator with the interface of a self-attention module.
 
-    Deliberately has no ``get_processor``: hosts that walk a UNet and install attention processors
-    (xformers, slicing, IP-Adapter) leave it alone. A ``core`` operator's projections stay reachable as
-    ``to_q`` ... ``to_out``, so LoRA weights on them stay live. For ``full`` the replaced layer is kept
-    outside the module tree, on the CPU if it came from an accelerator.
-
-    ``size``, the (h, w) of the latent grid, is set before each forward pass by the hooks of
-    :mod:`sd_hyena.patch`.
+    Deliberately has no ``get_processor``: hosts that walk a UNet and install attention processors (xformers,
+    slicing, IP-Adapter) leave it alone. A ``core`` operator's projections stay reachable as ``to_q`` ... ``to_out``,
+    so LoRA weights on them stay live. ``base`` is the replaced module, outside the module tree.
     """
 
-    def __init__(self, operator: nn.Module, base: nn.Module) -> None:
+    def __init__(self, operator: Operator, base: nn.Module) -> None:
         super().__init__()
         self.operator = operator
-        self.size: tuple[int, int] | None = None
-        self.core = getattr(operator, "form", "full") == "core"
         self._base = (base,)  # in a tuple, so that it is not registered as a submodule
-        self._enabled = True
-        if self.core:
-            for name in PROJECTIONS:
-                setattr(self, name, getattr(base, name))
-        self._place_base()
+        self.take_projections()
 
     @property
-    def enabled(self) -> bool:
-        """Whether the operator runs (True) or the replaced attention (False)."""
-        return self._enabled
+    def base(self) -> nn.Module:
+        return self._base[0]
 
-    @enabled.setter
-    def enabled(self, value: bool) -> None:
-        self._enabled = value
-        self._place_base()
+    def take_projections(self) -> None:
+        """Uses the projections that the replaced module has by now, if the operator runs on them."""
+        for name in PROJECTIONS if self.operator.core else ():
+            setattr(self, name, getattr(self.base, name))
 
-    def _place_base(self) -> None:
-        if self.core:
-            return
-        if not self._enabled:
-            self._bring_base()
-        elif next(self.operator.parameters()).device.type != "cpu":
-            self._base[0].to("cpu")
-
-    def _bring_base(self) -> nn.Module:
-        """The replaced layer, moved to where, and converted to what, the operator is by now."""
-        weight = next(self.operator.parameters())
-        return self._base[0].to(weight.device, weight.dtype)
-
-    def release(self) -> nn.Module:
-        """The replaced attention, on the operator's device and in its type, with the projections it has by now."""
-        if not self.core:
-            return self._bring_base()
-        base = self._base[0]
-        for name in PROJECTIONS:  # a LoRA library may have wrapped them meanwhile
-            setattr(base, name, getattr(self, name))
-        return base
+    def give_projections(self) -> None:
+        """Gives them back: a LoRA library may have wrapped them meanwhile."""
+        for name in PROJECTIONS if self.operator.core else ():
+            setattr(self.base, name, getattr(self, name))
 
     def forward(
         self,
@@ -72,41 +59,15 @@ class HyenaAttention(nn.Module):
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """hidden_states: (B, h * w, D) -> (B, h * w, D). Raises ValueError for cross-attention or a mask."""
-        if not self._enabled:
-            return self.release()(
-                hidden_states, encoder_hidden_states=encoder_hidden_states, attention_mask=attention_mask, **kwargs
-            )
-        if encoder_hidden_states is not None or attention_mask is not None:
+        """hidden_states: (B, h * w, D) -> (B, h * w, D); attention_mask: of :func:`grid_mask`. Raises ValueError
+        for cross-attention, a mask, or an unknown grid."""
+        if encoder_hidden_states is not None or not (attention_mask is None or is_grid_mask(attention_mask)):
             raise ValueError(
                 "a Hyena layer replaces plain self-attention: it takes no mask and attends to nothing else"
             )
-        if self.size is None:
+        if attention_mask is None:
             raise ValueError("the latent grid's size is unknown: attach Hyena layers with sd_hyena.load_hyena")
-        if not self.core:
-            return self.operator(hidden_states, self.size)
-        return self.operator(hidden_states, self.size, projections_of(self))
-
-
-def projections_of(attention: nn.Module) -> tuple:
-    """(to_q, to_k, to_v, to_out) of an attention module, each callable on (B, L, D)."""
-    to_out: Any = attention.to_out
-    if not isinstance(to_out, nn.ModuleList):
-        return attention.to_q, attention.to_k, attention.to_v, to_out
-    active = [layer for layer in to_out if not (isinstance(layer, nn.Dropout) and (layer.p == 0 or not layer.training))]
-    if len(active) == 1:  # what there is to call in evaluation: the linear layer itself
-        return attention.to_q, attention.to_k, attention.to_v, active[0]
-    return attention.to_q, attention.to_k, attention.to_v, nn.Sequential(*active)
-
-
-def is_plain_self_attention(attention: nn.Module) -> bool:
-    """True if nothing beyond q, k, v and out happens inside, so that a Hyena operator can stand in."""
-    extras = ("group_norm", "spatial_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj")
-    return (
-        all(getattr(attention, name, None) is not None for name in PROJECTIONS)
-        and all(getattr(attention, name, None) is None for name in extras)
-        and not getattr(attention, "residual_connection", False)
-        and not getattr(attention, "is_cross_attention", False)
-        and getattr(attention, "rescale_output_factor", 1.0) == 1.0
-        and getattr(attention, "inner_kv_dim", None) in (None, getattr(attention, "inner_dim", None))
-    )
+        size: Size = (attention_mask.shape[1], attention_mask.shape[2])
+        if not self.operator.core:
+            return self.operator(hidden_states, size)
+        return self.operator(hidden_states, size, projections_of(self))

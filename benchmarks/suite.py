@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from ..machine import describe, machine, settle
-from . import figures, report
-from .image import ImageRow
-from .kinds import KINDS, Kind, Shape, latent_cells
-from .measure import Limits, Row, check, measure, measure_sizes
-from .memory import CALL_METHOD, RUN_METHOD
+from sd_hyena.benchmark import figures, report
+from sd_hyena.benchmark.image import ImageRow
+from sd_hyena.benchmark.kinds import KINDS, Kind, Shape, latent_cells
+from sd_hyena.benchmark.measure import Limits, Row, check, measure, measure_sizes
+from sd_hyena.benchmark.memory import CALL_METHOD, RUN_METHOD
+from sd_hyena.machine import describe, machine, settle
 
 
 class Suite:
@@ -37,9 +37,11 @@ class Suite:
         self._started = time.perf_counter()
 
     def shape(self, width: int, batch: int) -> Shape:
-        """IN01 of Stable Diffusion 1.x for square pictures, its Hyena layers made for 512 px."""
+        """IN01 of Stable Diffusion 1.x for square pictures, its Hyena layers made for 512 px; tiny ones, for trying a
+        script, for their own size."""
         cells = latent_cells(width)
-        return Shape(320, 8, cells, cells, batch, self.dtype, self.device, (64, 64))
+        extent = 64 if cells >= 32 else cells
+        return Shape(320, 8, cells, cells, batch, self.dtype, self.device, (extent, extent))
 
     def section(self, heading: str, run: Callable[[], str], *, first: bool = False) -> None:
         """Adds ``run()``'s Markdown under ``heading``, at the end or, with ``first``, before all others."""

@@ -1,0 +1,95 @@
+"""Where modules are, and how a host treats them there: devices, types, weights that are offloaded or cast.
+
+Two modules take turns in one place of a UNet, and only one is in its tree: whoever comes in is put where the other
+one is, with the same treatment, and never loses weights or precision on the way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UsageError
+
+
+def follow(module: nn.Module, neighbour: nn.Module, convert: bool = True) -> None:
+    """Puts ``module`` where ``neighbour`` is, and with ``convert`` into the type that it computes in.
+
+    Under Accelerate's sequential offload its weights are offloaded too. Raises UsageError if the neighbour has no
+    weights (is on the meta device).
+    """
+    offload = _offload_hook(neighbour)
+    if offload is not None:
+        if _offload_hook(module) is None:
+            from accelerate import cpu_offload
+
+            if convert:
+                _convert(module, None, compute_dtype(neighbour))
+            cpu_offload(module, execution_device=offload.execution_device)
+        return
+    if _offload_hook(module) is not None:  # the host has ended its offload since
+        from accelerate.hooks import remove_hook_from_submodules
+
+        remove_hook_from_submodules(module)
+    device = device_of(neighbour)
+    if device.type == "meta":
+        raise UsageError("the UNet has no weights yet (it is on the meta device): load them before Hyena layers")
+    _convert(module, device, compute_dtype(neighbour) if convert else None)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where its first parameter is."""
+    return next(module.parameters()).device
+
+
+def compute_dtype(module: nn.Module) -> torch.dtype | None:
+    """The type a module computes in, whatever its weights are stored in between calls; None if it cannot be told."""
+    for part in module.modules():
+        if (hook := _casting_hook(part)) is not None:
+            return hook.compute_dtype
+    dtype = next(module.parameters()).dtype
+    return dtype if dtype.itemsize > 1 else None
+
+
+def put_aside(module: nn.Module) -> None:
+    """Frees an accelerator of a module that is not in use; what is offloaded is aside already."""
+    if _offload_hook(module) is None and device_of(module).type not in ("cpu", "meta"):
+        module.to("cpu")
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Its state dict on the CPU, offloaded weights included, eight-bit ones as float32."""
+    state = module.state_dict()
+    if _offload_hook(module) is not None:
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        state = get_state_dict_offloaded_model(module)
+    small = {name for name, t in state.items() if t.is_floating_point() and t.dtype.itemsize == 1}
+    return {
+        name: (t.detach().float() if name in small else t.detach()).contiguous().cpu().clone()
+        for name, t in state.items()
+    }
+
+
+def _convert(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> None:
+    if any(_casting_hook(part) is not None for part in module.modules()):
+        dtype = None  # its host has a type for its weights
+    module.to(device=device, dtype=dtype)
+
+
+def _offload_hook(module: nn.Module) -> Any:
+    """The hook by which Accelerate keeps a module's weights elsewhere, or None."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            if getattr(each, "offload", False):
+                return each
+    return None
+
+
+def _casting_hook(module: nn.Module) -> Any:
+    """The hook by which diffusers keeps a module's weights in a smaller type, or None."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry.get_hook("layerwise_casting") if registry is not None else None
