@@ -230,7 +230,8 @@ def table(rows: list[Row], stored: dict[str, Any], head: dict[str, Any]) -> str:
         "(`evaluate` takes the mean of five bands of them, which is higher); 1 is a constant's. PSNR: to the teacher's "
         f"pictures. Parameters, operations (an image) and time (two) are {TIMED}'s; attention has 16,448 parameters "
         f"and takes {(8 * 1024 * 64**2 + 4 * 1024**2 * 64) / 1e6:.0f} MFLOP.",
-        "Detail: of the pictures' finest Laplacian band, over the teacher's. Without: the error without a branch.",
+        "Detail: of the pictures' finest Laplacian band, over the teacher's. Without: the error without a branch. "
+        "Parameters and time are of layers as they learn, before q's and k's maps are folded.",
         "",
         "| student | error | / default | PSNR dB, worst | detail | without near / long | states / softmax "
         "| global / mean | parameters | MFLOP | ms | attention ms | training s |",
