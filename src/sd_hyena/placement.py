@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from .errors import UsageError
 
 
-def follow(module: nn.Module, neighbour: nn.Module, convert: bool = True) -> None:
-    """Puts ``module`` where ``neighbour`` is, and with ``convert`` into the type that it computes in.
+def follow(module: nn.Module, neighbour: nn.Module) -> None:
+    """Puts ``module`` where ``neighbour`` is, and into the type that it computes in.
 
     Under Accelerate's sequential offload its weights are offloaded too. Raises UsageError if the neighbour has no
     weights (is on the meta device).
@@ -25,8 +25,7 @@ def follow(module: nn.Module, neighbour: nn.Module, convert: bool = True) -> Non
         if _offload_hook(module) is None:
             from accelerate import cpu_offload
 
-            if convert:
-                _convert(module, None, compute_dtype(neighbour))
+            _convert(module, None, compute_dtype(neighbour))
             cpu_offload(module, execution_device=offload.execution_device)
         return
     if _offload_hook(module) is not None:  # the host has ended its offload since
@@ -36,7 +35,7 @@ def follow(module: nn.Module, neighbour: nn.Module, convert: bool = True) -> Non
     device = device_of(neighbour)
     if device.type == "meta":
         raise UsageError("the UNet has no weights yet (it is on the meta device): load them before Hyena layers")
-    _convert(module, device, compute_dtype(neighbour) if convert else None)
+    _convert(module, device, compute_dtype(neighbour))
 
 
 def device_of(module: nn.Module) -> torch.device:

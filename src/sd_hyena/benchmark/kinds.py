@@ -22,6 +22,7 @@ from ..nn import build
 from ..nn.operator import Linear
 from ..nn.teacher import Projections as Given
 from . import references
+from .settings import RIVALS
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ def _operator(kind: str, operator: str, **choices: Any) -> Kind:
             OperatorConfig(shape.dim, height, width, attention_heads=shape.heads, operator=operator, **choices)
         )
 
-    return Kind(kind, "peer" if operator in ("linear", "windows") else "hyena", make)
+    return Kind(kind, "peer" if operator in RIVALS else "hyena", make)
 
 
 _BACKENDS = {

@@ -13,7 +13,7 @@ from ..generate.settings import split_entries
 from ..settings import option
 from ..targets import parse_names
 
-_RIVALS = ("linear", "windows")  # operators that are no Hyena
+RIVALS = ("linear", "windows")  # operators that are no Hyena
 ALL_KINDS = (
     "naive",
     "sdp-math",
@@ -32,8 +32,8 @@ ALL_KINDS = (
 GROUPS = {
     "attention": ALL_KINDS[:7],
     "sdp": ALL_KINDS[1:5],
-    "peers": (*ALL_KINDS[7:10], *_RIVALS),
-    "hyena": tuple(name for name in ALL_KINDS[10:-1] if name not in _RIVALS),
+    "peers": (*ALL_KINDS[7:10], *RIVALS),
+    "hyena": tuple(name for name in ALL_KINDS[10:-1] if name not in RIVALS),
     "all": ALL_KINDS,
 }
 DTYPES = ("auto", "float32", "float16", "bfloat16")

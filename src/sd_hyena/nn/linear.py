@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import OperatorConfig
 from ..ops import naive
 from ..ops.mix import Call, mix
-from .operator import InProjection, Linear, Operator, Projection, Size, copy_linear
+from .operator import InProjection, Linear, Operator, Projection, Size, copy_projections
 from .teacher import projections_of
 
 Parts = tuple[Tensor, Tensor, Tensor]  # q, k and v, (B, L, H, d) each
@@ -122,14 +122,8 @@ class LinearAttention(Operator):
 
     @torch.no_grad()
     def start_from(self, attention: nn.Module, records: Sequence[tuple[Tensor, Size]]) -> None:
-        if self.core:
-            return
-        to_q, to_k, to_v, to_out = projections_of(attention)
-        inner, scale = self.inner_dim, self.width**-0.25  # softmax attention's temperature, half for q and k each
-        for part, layer in enumerate((to_q, to_k)):
-            copy_linear(self.in_proj, slice(part * inner, (part + 1) * inner), layer, scale, self.offset)
-        copy_linear(self.in_proj, slice(2 * inner, 3 * inner), to_v)
-        copy_linear(self.out_proj, slice(None), to_out)
+        if not self.core:  # with softmax attention's temperature, half for q and k each
+            copy_projections(self, attention, self.width**-0.25, self.offset)
 
     def teacher_projections(self, attention: nn.Module) -> Any:
         """What :meth:`project` is to be given while it starts from a teacher."""

@@ -14,8 +14,7 @@ from ..ops import naive
 from ..ops.fft import fast_length
 from ..ops.long_conv import long_conv2d
 from .causal import Sine
-from .operator import Linear, Operator, Projection, Size, copy_linear
-from .teacher import projections_of
+from .operator import Linear, Operator, Projection, Size, copy_projections
 
 BANDS = 4  # octaves of the coordinate features along each axis
 FASTEST, SLOWEST = 16.0, 0.5  # decay rates per trained extent across the channels at the start
@@ -106,10 +105,7 @@ class LongConvolution(Operator):
 
     @torch.no_grad()
     def start_from(self, attention: nn.Module, records: Any) -> None:
-        to_q, to_k, to_v, to_out = projections_of(attention)
-        for part, layer in enumerate((to_q, to_k, to_v)):
-            copy_linear(self.in_proj, slice(part * self.inner_dim, (part + 1) * self.inner_dim), layer)
-        copy_linear(self.out_proj, slice(None), to_out)
+        copy_projections(self, attention)
 
     def flops(self, size: Size) -> int:
         cells, n = size[0] * size[1], fast_length(2 * size[0] - 1) * fast_length(2 * size[1] - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import OperatorConfig
-from .teacher import Projections
+from .teacher import Projections, projections_of
 
 Size = tuple[int, int]
 Projection = Callable[[Tensor], Tensor]
@@ -56,7 +57,7 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     return there and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
 
 
-class Operator(nn.Module):
+class Operator(nn.Module, ABC):
     """The base of all operators.
 
     A subclass has ``in_proj`` and ``out_proj`` (but in ``core`` form, which runs on the teacher's projections, given
@@ -97,13 +98,13 @@ class Operator(nn.Module):
             raise ValueError(f"a {self.config.operator} operator cannot run on {size[0]} x {size[1]} cells: {reason}")
         return self.run(x, size, projections)
 
+    @abstractmethod
     def run(self, x: Tensor, size: Size, projections: Iterable[Projection] | None) -> Tensor:
         """:meth:`forward` for arguments that fit."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reference(self, x: Tensor, size: Size, tokens: Tensor, projections: Iterable[Projection] | None) -> Tensor:
         """The definition at ``tokens``, (B, S, D), without anything fast; the module is in x's type."""
-        raise NotImplementedError
 
     def expected(
         self, x: Tensor, size: Size, tokens: Tensor | None = None, projections: Iterable[Projection] | None = None
@@ -115,10 +116,10 @@ class Operator(nn.Module):
             x.double(), size, tokens, None if projections is None else Projections(*projections).double()
         )
 
+    @abstractmethod
     def start_from(self, attention: nn.Module, records: Sequence[tuple[Tensor, Size]]) -> None:
         """Makes step 0 sensible: weights from a teacher's attention layer. ``records``: inputs x, (B, h w, D), that
         it saw, and their grids; there may be none."""
-        raise NotImplementedError
 
     def unfold(self) -> None:
         """For training: takes apart what learns better in parts, and computes the same."""
@@ -143,6 +144,16 @@ class Operator(nn.Module):
             decay = weight_decay if name in ("in_proj.weight", "out_proj.weight") else 0.0
             groups.setdefault((factor * rate, decay), []).append(parameter)
         return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def copy_projections(operator: Any, attention: nn.Module, scale: float = 1.0, offset: float = 0.0) -> None:
+    """Makes an operator's projections the teacher's, what is made of q and k being ``scale`` times that plus
+    ``offset``."""
+    *inputs, to_out = projections_of(attention)
+    for part, (layer, how) in enumerate(zip(inputs, ((scale, offset), (scale, offset), (1.0, 0.0)), strict=True)):
+        rows = slice(part * operator.inner_dim, (part + 1) * operator.inner_dim)
+        copy_linear(operator.in_proj, rows, layer, *how)
+    copy_linear(operator.out_proj, slice(None), to_out)
 
 
 @torch.no_grad()

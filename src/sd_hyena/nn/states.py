@@ -54,7 +54,7 @@ class States(Near):
     """
 
     branches = ("near", "states", "global")
-    rates = {"near.": 30.0, "blocks.": 30.0}  # noqa: RUF012
+    rates = Near.rates | {"blocks.": 30.0}
 
     def __init__(self, config: OperatorConfig) -> None:
         super().__init__(config)

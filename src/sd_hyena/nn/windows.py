@@ -13,8 +13,7 @@ from ..ops import naive
 from ..ops.blocks import block_of, cut, join
 from ..ops.mix import mix
 from .linear import HeadwiseLinear, LinearAttention, Parts
-from .operator import Projection, Size, copy_linear
-from .teacher import projections_of
+from .operator import Projection, Size, copy_projections
 
 
 class Windows(LinearAttention):
@@ -80,11 +79,7 @@ class Windows(LinearAttention):
 
     @torch.no_grad()
     def start_from(self, attention: nn.Module, records: Sequence[tuple[Tensor, Size]]) -> None:
-        to_q, to_k, to_v, to_out = projections_of(attention)
-        inner, scale = self.inner_dim, self.width**-0.25
-        for part, (layer, factor) in enumerate(((to_q, scale), (to_k, scale), (to_v, 1.0))):
-            copy_linear(self.in_proj, slice(part * inner, (part + 1) * inner), layer, factor)
-        copy_linear(self.out_proj, slice(None), to_out)
+        copy_projections(self, attention, self.width**-0.25)
 
     def flops(self, size: Size) -> int:
         maps, local = self.width, 2 * self.config.block**2

@@ -12,8 +12,8 @@ Size = tuple[int, int]
 
 
 def block_size(size: Size, extent: Size, edge: int, scaling: str) -> Size:
-    """(rows, columns) of the blocks on an (h, w) grid: ``edge`` on the training grid ``extent``; on another one as
-    many cells more as it has (``stretch``), or the same (``extend``)."""
+    """(rows, columns) of the blocks on an (h, w) grid: ``edge`` on the training grid ``extent``; on another one
+    grown with the square root of its cells (``stretch``: as many blocks), or the same (``extend``)."""
     if scaling == "stretch":
         edge = max(1, round(edge * math.sqrt(size[0] * size[1] / (extent[0] * extent[1]))))
     return min(edge, size[0]), min(edge, size[1])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..blocks import blocks_along
 from ..naive import FLOOR, POWERS
-from .call import Call
+from .call import Call, planes
 
 NAME, CHECKED = "cpu", False
 BAND = 2**18  # elements of q worked on at once
@@ -40,7 +40,7 @@ def run(call: Call) -> Tensor:
         for band in bands:
             lines, some = _lines(band, rows, h), slice(band.start * across, band.stop * across)
             keys = _features(k[lines], (rows, columns), call.feature_map)
-            values = _blocks(v[lines], (rows, columns), ones=True)
+            values = _values(v[lines], (rows, columns))
             states[:, some] = torch.bmm(keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)).unflatten(
                 0, (heads, -1)
             )
@@ -87,7 +87,7 @@ def _features(z: Tensor, block: tuple[int, int], feature_map: str) -> Tensor:
     return made.flatten(3, 4).flatten(1, 2)
 
 
-def _blocks(v: Tensor, block: tuple[int, int], ones: bool) -> Tensor:
+def _values(v: Tensor, block: tuple[int, int]) -> Tensor:
     """Values in block order, with a one appended, or beyond the grid a zero: (H, blocks, cells, d + 1)."""
     view = _view(v, block)
     made = view.new_empty(*view.shape[:-1], view.shape[-1] + 1)
@@ -121,6 +121,6 @@ def _near(call: Call, v: Tensor, lines: slice) -> Tensor:
     """The near filter's result in some rows, (h, w, H, d)."""
     assert call.near is not None
     top, bottom = max(0, lines.start - call.reach), min(len(v), lines.stop + call.reach)
-    planes = v[None, top:bottom].flatten(3).permute(0, 3, 1, 2)  # channels-last, for which oneDNN is fast
-    filtered = call.near(planes)[0].permute(1, 2, 0)[lines.start - top : lines.stop - top]
+    filtered = call.near(planes(v[None, top:bottom], (bottom - top, v.shape[1])))[0].permute(1, 2, 0)
+    filtered = filtered[lines.start - top : lines.stop - top]
     return filtered.unflatten(2, v.shape[2:])
