@@ -15,7 +15,7 @@ from . import checkpoint, patch
 from .config import SCALINGS
 from .errors import UsageError
 from .hyena_file import HyenaFile
-from .targets import Target, find_targets, select
+from .targets import Target, check_fit, find_targets, select
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def choose_layers(unet: nn.Module, file: HyenaFile, targets: str | None) -> dict
     for stored, name in chosen.items():
         config = file.layers[stored].config
         try:
-            patch.check_fit(available, name, config)
+            check_fit(available, name, config)
         except UsageError as error:
             raise UsageError(f"{file.path}: {error}") from None
         heads = available[name].heads
