@@ -32,7 +32,6 @@ from sd_hyena.distill.settings import TrainSettings
 from sd_hyena.distill.trainer import Trainer
 from sd_hyena.evaluate.pictures import Distances, Drawing, compare, draw
 from sd_hyena.files import atomic_path
-from sd_hyena.generate.draw import use_scheduler
 from sd_hyena.machine import describe, machine
 from sd_hyena.models import DEMO, fingerprint, load_pipeline, locate
 from sd_hyena.nn import Operator
@@ -298,7 +297,6 @@ def main() -> int:
     path = out.with_suffix(".json")
     document = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     pipe = load_pipeline(locate(DEMO))
-    use_scheduler(pipe, "model")
     prompts = [scene.caption for scene in held_out_scenes(args.pictures)]
     bench = Bench(args, pipe, fingerprint(pipe), prompts)
     command = "python benchmarks/ablations.py"

@@ -42,7 +42,8 @@ ALLOWED = {("distill", "demo"), ("evaluate", "demo")}
 DIFFUSERS_USERS = {
     "hyena_attention.py",
     "models.py",
-    "generate/draw.py",
+    "generate/hires.py",
+    "generate/samplers.py",
     "distill/data.py",
     "distill/optimisation.py",
     "distill/state.py",

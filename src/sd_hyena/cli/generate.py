@@ -7,7 +7,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+from ..generate.samplers import check_steps, known_schedule, use_scheduler
 from ..generate.settings import GRID_NAME, GenerateSettings
+from ..generate.stages import stages
 from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
@@ -22,7 +24,10 @@ def run(args: dict[str, Any]) -> int:
     settings = resolve(GenerateSettings, args, defaults=lambda given: size_defaults(given["model"]))
     settings.validate()
     source = locate(settings.model)
-    check_size(source.name, settings.width, settings.height)
+    for stage in stages(settings):
+        check_size(source.name, stage.width, stage.height)
+        option = "--steps" if stage.strength == 1 else "--hires_steps at --hires_strength"
+        check_steps(settings.scheduler, stage.schedule, known_schedule(source), option)
     check_files(settings, source)
     return _draw(settings, source)
 
@@ -43,19 +48,25 @@ def check_files(settings: GenerateSettings, source: ModelSource) -> None:
 def _draw(settings: GenerateSettings, source: Any) -> int:
     import torch
 
-    from ..generate.draw import contact_sheet, draw_sweep, save_png, use_scheduler
+    from ..generate.draw import contact_sheet, draw_sweep, save_png
+    from ..generate.memory import check_offload, place, spare_vae
     from ..models import fingerprint, load_pipeline
     from .display import console, phase
 
     device = choose_device(settings.device)
+    check_offload(settings.offload, device)
     dtype = settings.dtype if settings.dtype != "auto" else "float32" if device == "cpu" else "float16"
     phase(f"loading {source.name}")
-    pipe = load_pipeline(source, device, getattr(torch, dtype))
-    use_scheduler(pipe, settings.scheduler)
+    pipe = load_pipeline(source, "cpu", getattr(torch, dtype))
+    use_scheduler(pipe, settings.scheduler, settings.steps)
+    model_hash = fingerprint(pipe)["attention_sha256"][:10]
+    drawn_at = stages(settings)
+    place(pipe, device, settings.offload, drawn_at, settings.num_images)
+    spare_vae(pipe, device, settings.vae_tiling, drawn_at, settings.num_images)
     seed = settings.seed if settings.seed >= 0 else random.SystemRandom().randrange(2**31)
     rows: list[list[Any]] = [[] for _ in settings.entries()]
     total = len(rows) * settings.num_images * settings.iteration
-    for drawn in draw_sweep(pipe, settings, seed, fingerprint(pipe)["attention_sha256"][:10]):
+    for drawn in draw_sweep(pipe, settings, seed, model_hash):
         rows[drawn.entry].append(drawn.image)
         done = sum(map(len, rows))
         console.print(f"{done}/{total} {drawn.path} seed {drawn.seed}, {drawn.seconds:.2f} s", soft_wrap=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
@@ -17,7 +17,12 @@ from .. import patch
 from ..api import load_hyena
 from ..errors import SdHyenaError, UsageError
 from ..files import atomic_path, hyena_path
-from .settings import SCHEDULERS, GenerateSettings
+from .hires import draw_stages, pipelines
+from .sampling import sample as sample
+from .settings import GenerateSettings
+from .stages import HIRES, active_range, stages
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -29,22 +34,6 @@ class Drawn:
     entry: int
     seed: int
     seconds: float
-
-
-def use_scheduler(pipe: Any, name: str) -> None:
-    """Gives the pipeline the named sampler, with the model's noise schedule. "model" keeps its own."""
-    if name == "model":
-        return
-    import diffusers
-
-    kind, options = SCHEDULERS[name]
-    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **options)
-
-
-def sample(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> list[Image.Image]:
-    """One picture per prompt; picture i depends on prompt i and seed i alone, not on its batch."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return pipe(list(prompts), generator=generators, **options).images
 
 
 def attach_entry(pipe: Any, files: Sequence[str], settings: GenerateSettings) -> list[str]:
@@ -66,10 +55,14 @@ def attach_entry(pipe: Any, files: Sequence[str], settings: GenerateSettings) ->
 
 def draw_sweep(pipe: Any, settings: GenerateSettings, seed: int, model_hash: str) -> Iterator[Drawn]:
     """Draws and saves every image of the sweep, entry by entry; the same seeds for every entry."""
-    paths, entries = settings.plan(), settings.entries()
+    paths, entries, plan = settings.plan(), settings.entries(), pipelines(pipe, settings)
+    with_hyena = [stage for stage, _ in plan if stage.hyena]
     for files in entries:  # every file is checked against the model before the first picture is drawn
         attach_entry(pipe, files, settings)
-        patch.check_grid(pipe.unet, (settings.height // pipe.vae_scale_factor, settings.width // pipe.vae_scale_factor))
+        for stage in with_hyena:
+            patch.check_grid(pipe.unet, (stage.height // pipe.vae_scale_factor, stage.width // pipe.vae_scale_factor))
+    if any(entries) and not with_hyena:
+        logger.warning("no picture is larger than %d px: attention draws them all", settings.hyena_above)
     try:
         Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,13 +74,7 @@ def draw_sweep(pipe: Any, settings: GenerateSettings, seed: int, model_hash: str
             seeds = [seed + first + i for i in range(settings.num_images)]
             started = time.perf_counter()
             prompts = [settings.prompt] * len(seeds)
-            images = sample(
-                pipe,
-                prompts,
-                seeds,
-                negative_prompt=[settings.negative_prompt] * len(seeds),
-                **settings.sampling_options(),
-            )
+            images = draw_stages(plan, settings, prompts, seeds)
             seconds = (time.perf_counter() - started) / len(seeds)
             for i, image in enumerate(images):
                 text = parameters_text(pipe, settings, seeds[i], model_hash, files, layers)
@@ -109,9 +96,24 @@ def parameters_text(
         "Model hash": model_hash,
         "Model": Path(settings.model).stem,
     }
+    if pipe.scheduler.config.get("use_karras_sigmas"):
+        fields["Schedule type"] = "Karras"
+    if getattr(pipe.vae, "use_tiling", False):
+        fields["VAE tiles"] = f"{pipe.vae.tile_sample_min_size} px"
+    drawn = stages(settings)
+    for stage in drawn:
+        if stage.name == HIRES:
+            fields["Denoising strength"] = f"{stage.strength:g}"
+            fields["Hires resize"] = f"{stage.width}x{stage.height}"
+            fields["Hires steps"] = stage.steps
+            fields["Hires upscaler"] = "Lanczos"
     if files:
         fields["Hyena"] = "+".join(Path(f).name for f in files)
         fields["Hyena hash"] = "+".join(hashlib.sha256(hyena_path(f).read_bytes()).hexdigest()[:10] for f in files)
+        if settings.hires or settings.hyena_above:
+            fields["Hyena stages"] = "+".join(stage.name for stage in drawn if stage.hyena) or "none"
+        if active_range(settings.hyena_range) != (0, 1):
+            fields["Hyena range"] = settings.hyena_range
         fields["Hyena layers"] = " ".join(layers)
     lines = [
         settings.prompt,

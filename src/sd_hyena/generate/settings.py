@@ -11,18 +11,9 @@ from ..files import hyena_path
 from ..names import check_format, used_fields
 from ..settings import option
 from ..targets import parse_names
+from .samplers import SCHEDULERS
+from .stages import HIRES_STRENGTH, check_stages
 
-# name on the command line -> diffusers class and the options that make it
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": False}),
-    "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-}
 NAME_FIELDS = {"h": int, "n": int, "b": int, "i": int}
 GRID_NAME = "grid.png"
 
@@ -57,6 +48,22 @@ class GenerateSettings:
         "file", "how blocks grow with larger images; file: as trained", choices=("file", "extend", "stretch")
     )
     scheduler: str = option("model", "sampler; model: the model's own", choices=("model", *SCHEDULERS))
+    hires: str = option(
+        "", "WxH in px: the picture, drawn at its native size (-W -H), is enlarged to this and drawn over again"
+    )
+    hires_strength: float = option(HIRES_STRENGTH, "how much noise the enlarged picture gets, of all there is")
+    hires_steps: int = option(0, "steps at the high size; 0: as close together as the native ones")
+    hires_hyena: str = option("hires", "with --hires, where Hyena layers are", choices=("hires", "both"))
+    hyena_above: int = option(0, "px: no Hyena where the picture's longer side is not above this")
+    hyena_range: str = option("0-1", "share of the steps, of each stage, in which Hyena is: 0.2-1.0 spares the first")
+    offload: str = option(
+        "auto",
+        "what waits in main memory: nothing, a model or a layer when not in use; auto: as the GPU's memory asks",
+        choices=("auto", "none", "model", "sequential"),
+    )
+    vae_tiling: str = option(
+        "auto", "whether the VAE works in tiles; auto: on large pictures when memory is short", choices=("auto", "on", "off")
+    )
     dtype: str = option(
         "auto", "auto: float16 on a GPU, float32 on the CPU", choices=("auto", "float32", "float16", "bfloat16")
     )
@@ -73,6 +80,7 @@ class GenerateSettings:
             raise UsageError(f"--cfg_scale is {self.cfg_scale:g}, but must be 0 (no guidance) or from 1 to 100")
         if not -1 <= self.seed < 2**63 - 2**20:
             raise UsageError(f"--seed is {self.seed}, but must be -1 or a whole number from 0")
+        check_stages(self)
         if self.target:
             parse_names(self.target)
         check_format(self.name_format, NAME_FIELDS)
