@@ -79,11 +79,16 @@ def test_every_sampler_on_every_schedule(name):
             assert drawn.isfinite().all(), case
             error = (drawn - answer(signal, noise)).square().mean().sqrt().item()
             mean, std = drawn.mean().item(), drawn.std().item()
+            if name == "pndm" and zero_snr and prediction == "epsilon":
+                continue  # it extrapolates from the noise predicted first, which says nothing of the picture
             if steps >= 20 and name not in RANDOM:
                 assert error < {20: 0.08, 30: 0.06, 50: 0.04, 100: 0.025}[steps], f"{case}: {error}"
             elif steps >= 20:
                 assert abs(mean - MEAN) < 0.06, f"{case}: {mean}"
                 assert (0.25 if name == "lcm" else 0.36) < std < 0.62, f"{case}: {std}"
+            elif steps == 2 and not (name in ("heun", "pndm") or (zero_snr and prediction == "epsilon")):
+                assert abs(mean - MEAN) < 0.15, f"{case}: {mean}"
+                assert std < 0.6, f"{case}: {std}"
             elif steps == 1 and not (zero_snr and prediction == "epsilon"):  # from that, nothing can be told
                 assert abs(mean - MEAN) < 0.06, f"{case}: {mean}"
                 assert std < 0.15, f"{case}: {std}"

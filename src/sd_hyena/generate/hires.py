@@ -24,7 +24,9 @@ def pipelines(pipe: Any, settings: GenerateSettings) -> list[tuple[Stage, Any]]:
 
     Raises UsageError if there is no image-to-image form of the pipeline.
     """
-    return [(stage, pipe if stage.name != HIRES else _image_to_image(pipe, stage, settings)) for stage in stages(settings)]
+    return [
+        (stage, pipe if stage.name != HIRES else _image_to_image(pipe, stage, settings)) for stage in stages(settings)
+    ]
 
 
 def draw_stages(
@@ -54,6 +56,9 @@ def _image_to_image(pipe: Any, stage: Stage, settings: GenerateSettings) -> Any:
         other = AutoPipelineForImage2Image.from_pipe(pipe)
     except ValueError:
         raise UsageError(f"--hires: {type(pipe).__name__} has no form that draws over a picture") from None
-    other.scheduler = fit(type(pipe.scheduler).from_config(pipe.scheduler.config), stage.schedule, settings.scheduler)
+    if stage.schedule != settings.steps:
+        other.scheduler = fit(
+            type(pipe.scheduler).from_config(pipe.scheduler.config), stage.schedule, settings.scheduler
+        )
     other.set_progress_bar_config(disable=True)
     return other

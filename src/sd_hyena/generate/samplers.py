@@ -34,6 +34,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lcm": ("LCMScheduler", {}),
     "tcd": ("TCDScheduler", {}),
 }
+_STRIDING = ("DDIMScheduler", "PNDMScheduler")  # they go total // steps timesteps a step, wherever the next one is
 _DISTILLED = ("LCMScheduler", "TCDScheduler")  # they draw in the steps their models were taught, and space them so
 # What belongs to the model, whatever draws with it. All else makes the sampler and is never taken from the model's.
 _BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
@@ -42,6 +43,7 @@ _MODEL = (*_BETAS, "prediction_type", "rescale_betas_zero_snr", "clip_sample", "
 _PREFERENCES = ("timestep_spacing", "steps_offset", "set_alpha_to_one")  # the model's if it states them
 _PREDICTIONS = {"epsilon": "noise prediction", "v_prediction": "v-prediction", "sample": "picture prediction"}
 _SIGNAL = 2.0**-24  # of the last timestep, squared: in place of the zero that most samplers divide by
+_PURE = 1000.0  # noise to signal from which on there is no picture
 
 
 def known_schedule(source: ModelSource) -> Mapping[str, Any]:
@@ -92,25 +94,25 @@ def fit(scheduler: Any, steps: int, name: str) -> Any:
     spacing = scheduler.config.get("timestep_spacing")
     if total is None or spacing is None:
         return scheduler
-    karras = scheduler.config.get("use_karras_sigmas")
     scheduler.set_timesteps(steps)
-    first = int(scheduler.timesteps.max())
+    first, karras = int(scheduler.timesteps.max()), scheduler.config.get("use_karras_sigmas")
+    strides, stride = type(scheduler).__name__ in _STRIDING, total // steps
+    fails = first >= total or (len(scheduler.timesteps.unique()) < steps and not karras)
     late = first < 0.9 * total
-    if first >= total or (len(scheduler.timesteps.unique()) < steps and not karras) or (late and name != "model"):
-        logger.info("%s steps cannot be %s: they are trailing", steps, spacing)
+    if fails or (name != "model" and (late or (strides and spacing == "linspace" and steps < 5))):
+        logger.info("%d %s steps would miss the noise that there is: they are trailing", steps, spacing)
         scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
     elif late:
         logger.warning(
             "the model's own %s steps begin at timestep %d of %d, which is too late for noise: more steps, or a "
             "sampler by name, draw better", spacing, first, total,
         )  # fmt: skip
-    stride = total // steps
-    if type(scheduler).__name__ in ("DDIMScheduler", "PNDMScheduler") and total > 1.05 * stride * steps:
+    if strides and total > 1.05 * stride * steps:
         logger.warning(
             "%s removes too little noise in %d steps, which do not divide %d: take %d or %d",
             name, steps, total, total // (stride + 1), total // stride,
         )  # fmt: skip
-    return _from_the_first(scheduler)
+    return _mend(scheduler)
 
 
 def _make(own: Any, name: str) -> Any:
@@ -145,22 +147,33 @@ def _zero_snr(schedule: Mapping[str, Any]) -> dict[str, Any]:
     return {"trained_betas": (1 - kept).tolist(), "rescale_betas_zero_snr": False}
 
 
-def _from_the_first(scheduler: Any) -> Any:
-    """Makes every drawing begin with the first sigma.
-
-    diffusers looks for it by its timestep, and takes the second of several: where large sigmas share the last
-    timestep, one would be skipped and the end overrun.
-    """
-    plain = scheduler.set_timesteps
-    if not hasattr(scheduler, "set_begin_index") or hasattr(plain, "__wrapped__"):
+def _mend(scheduler: Any) -> Any:
+    """Works around what diffusers' schedulers do where sigmas are large, as with zero terminal SNR."""
+    set_timesteps, step = scheduler.set_timesteps, scheduler.step
+    if not hasattr(scheduler, "set_begin_index") or hasattr(set_timesteps, "__wrapped__"):
         return scheduler
 
-    @functools.wraps(plain)
-    def set_timesteps(*args: Any, **kwargs: Any) -> None:
-        plain(*args, **kwargs)
+    @functools.wraps(set_timesteps)
+    def from_the_first(*args: Any, **kwargs: Any) -> None:
+        # Else it is looked for by its timestep, and taken to be the second of several: where large sigmas share the
+        # last timestep, one is skipped and the end overrun.
+        set_timesteps(*args, **kwargs)
         scheduler.set_begin_index(0)
 
-    scheduler.set_timesteps = set_timesteps
+    @functools.wraps(step)
+    def euler_at_first(output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        # The mean of the slopes at both ends of a step out of pure noise is off by a multiple of the picture.
+        corrects = scheduler.step_index == 1 and not scheduler.state_in_first_order and scheduler.sigmas[0] > _PURE
+        result = step(output, timestep, sample, *args, **kwargs)
+        if corrects and isinstance(result, tuple):
+            return (sample, *result[1:])
+        if corrects:
+            result.prev_sample = sample
+        return result
+
+    scheduler.set_timesteps = from_the_first
+    if hasattr(scheduler, "state_in_first_order"):
+        scheduler.step = euler_at_first
     return scheduler
 
 

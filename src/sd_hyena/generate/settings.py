@@ -62,7 +62,9 @@ class GenerateSettings:
         choices=("auto", "none", "model", "sequential"),
     )
     vae_tiling: str = option(
-        "auto", "whether the VAE works in tiles; auto: on large pictures when memory is short", choices=("auto", "on", "off")
+        "auto",
+        "whether the VAE works in tiles; auto: on large pictures when memory is short",
+        choices=("auto", "on", "off"),
     )
     dtype: str = option(
         "auto", "auto: float16 on a GPU, float32 on the CPU", choices=("auto", "float32", "float16", "bfloat16")

@@ -3,6 +3,7 @@ torch."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -38,7 +39,8 @@ def stages(settings: GenerateSettings) -> list[Stage]:
         strength = settings.hires_strength
         schedule = settings.steps
         if settings.hires_steps:
-            schedule = next(n for n in range(settings.hires_steps, 2**62) if int(n * strength) >= settings.hires_steps)
+            schedule = math.ceil(settings.hires_steps / strength)
+            schedule += int(schedule * strength) < settings.hires_steps  # rounding
         found.append(Stage(HIRES, *_hires_size(settings), int(schedule * strength), schedule, strength, True))
     both = len(found) == 1 or settings.hires_hyena == "both"
     wanted = [max(s.width, s.height) > settings.hyena_above and (both or s.name == HIRES) for s in found]
@@ -50,9 +52,11 @@ def check_stages(settings: GenerateSettings) -> None:
     if settings.hyena_above < 0:
         raise UsageError(f"--hyena_above is {settings.hyena_above}, but must be a size in px, or 0")
     if settings.hires_steps < 0:
-        raise UsageError(f"--hires_steps is {settings.hires_steps}, but must be at least 1, or 0 for as many as --steps")
-    if not 0 < settings.hires_strength <= 1:
-        raise UsageError(f"--hires_strength is {settings.hires_strength:g}, but must be above 0 and at most 1")
+        raise UsageError(
+            f"--hires_steps is {settings.hires_steps}, but must be at least 1, or 0 for as many as --steps"
+        )
+    if not 0.01 <= settings.hires_strength <= 1:
+        raise UsageError(f"--hires_strength is {settings.hires_strength:g}, but must be from 0.01 to 1")
     start, end = active_range(settings.hyena_range)
     for stage in stages(settings):
         if stage.steps < 1:
@@ -61,6 +65,11 @@ def check_stages(settings: GenerateSettings) -> None:
             )
         if stage.hyena and not any(start <= step / stage.steps < end for step in range(stage.steps)):
             raise UsageError(f"--hyena_range {settings.hyena_range} holds none of the {stage.steps} {stage.name} steps")
+    told = (settings.hires_strength, settings.hires_steps, settings.hires_hyena) != (HIRES_STRENGTH, 0, "hires")
+    if told and not settings.hires:
+        raise UsageError("--hires_strength, --hires_steps and --hires_hyena are about a high size: give --hires WxH")
+    if (settings.hyena_above or (start, end) != (0, 1)) and not settings.hyena:
+        raise UsageError("--hyena_above and --hyena_range are about Hyena layers: give some with -y/--hyena")
 
 
 def active_range(text: str) -> tuple[float, float]:

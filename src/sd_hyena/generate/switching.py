@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,17 +17,18 @@ def hyena_range(pipe: Any, start: float = 0.0, end: float = 1.0) -> Iterator[Non
 
     A step may call the UNet more than once; of img2img, the steps are those that it runs. Equal shares: off.
     """
-    calls, before = itertools.count(), None
+    call, total, on = 0, 0, None
 
     def switch(unet: Any, inputs: Any) -> None:
-        nonlocal before
+        nonlocal call, total, on
+        if call == total:  # the next picture, or batch of pictures
+            call, total = 0, pipe.num_timesteps
         order = pipe.scheduler.order
-        steps = -(-pipe.num_timesteps // order)
-        share = next(calls) % pipe.num_timesteps // order / steps
-        wanted = start <= share < end
-        if wanted != before:
+        wanted = start <= call // order / -(-total // order) < end
+        call += 1
+        if wanted != on:
             set_hyena_enabled(pipe, wanted)
-            before = wanted
+            on = wanted
 
     handle = get_unet(pipe).register_forward_pre_hook(switch)
     try:
