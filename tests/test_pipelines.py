@@ -393,23 +393,24 @@ def test_hooks_set_before_loading_do_not_bypass_hyena(parts, file):
 
 @pytest.mark.compatibility("Hosts", "DeepCache", "works: blocks that it skips skip Hyena too")
 def test_deepcache(parts, file):
-    """DeepCache keeps blocks' outputs for some steps by replacing their forward; so does this."""
+    from DeepCache import DeepCacheSDHelper
+
     pipe = build(diffusers.StableDiffusionPipeline, parts)
+    plain = draw(pipe, width=SIZE, height=SIZE, num_inference_steps=4)
     sd_hyena.load_hyena(pipe, file)
-    block, kept = pipe.unet.down_blocks[0], []
-    forward = block.forward
-
-    def cached(*args, **kwargs):
-        if len(kept) % 2 == 0:
-            kept.append(forward(*args, **kwargs))
-        else:
-            kept.append(kept[-1])
-        return kept[-1]
-
-    block.forward = cached
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=2, cache_branch_id=0)
+    helper.enable()
     with watched(pipe.unet) as calls:
-        draw(pipe, width=SIZE, height=SIZE, num_inference_steps=4)
+        cached = draw(pipe, width=SIZE, height=SIZE, num_inference_steps=4)
+    helper.disable()
     assert {name: len(shapes) for name, shapes in calls.items()} == {"IN01": 2, "OUT03": 4}
+    with watched(pipe.unet) as calls:
+        uncached = draw(pipe, width=SIZE, height=SIZE, num_inference_steps=4)
+    assert {name: len(shapes) for name, shapes in calls.items()} == {"IN01": 4, "OUT03": 4}
+    assert not np.array_equal(cached, uncached)
+    sd_hyena.unload_hyena(pipe)
+    assert np.array_equal(draw(pipe, width=SIZE, height=SIZE, num_inference_steps=4), plain)
 
 
 @pytest.mark.compatibility("Hosts", "tomesd", "merged tokens go to the original attention, with one warning")
@@ -454,7 +455,7 @@ def test_other_models_are_refused(file):
     class FluxPipeline:
         transformer = flux
 
-    with pytest.raises(UsageError, match="FluxPipeline has no UNet.*Stable Diffusion 1, 2 and XL"):
+    with pytest.raises(UsageError, match=r"FluxPipeline has no UNet.*Stable Diffusion 1, 2 and XL"):
         sd_hyena.load_hyena(FluxPipeline(), file)
 
 
