@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -40,11 +40,17 @@ def attached(unet: nn.Module) -> dict[str, HyenaAttention]:
     return {name: layers[name] for name in find_targets(unet) if name in layers}
 
 
-def attach(unet: nn.Module, operators: Mapping[str, Operator], convert: bool = True) -> None:
+def enabled(unet: nn.Module) -> set[str]:
+    """Names of the attached layers that are switched on."""
+    targets = find_targets(unet)
+    return {name for name, layer in attached(unet).items() if unet.get_submodule(targets[name].path) is layer}
+
+
+def attach(unet: nn.Module, operators: Mapping[str, Operator], convert: bool = True, off: Collection[str] = ()) -> None:
     """Replaces ``attn1`` of each named target by its operator; a target that has one already gets the new one.
 
     Operators are moved to the device and dtype of the layer they replace and put in evaluation mode, unless
-    ``convert`` is off: training keeps its own device and precision.
+    ``convert`` is off: training keeps its own device and precision. Those named in ``off`` start switched off.
     Raises UsageError, with the UNet untouched, if a target does not exist, does not fit its operator, does
     more than plain self-attention, or has no weights.
     """
@@ -59,7 +65,8 @@ def attach(unet: nn.Module, operators: Mapping[str, Operator], convert: bool = T
         if name in layers:
             _take_out(unet, targets[name], layers.pop(name))
         layers[name] = HyenaAttention(operator, unet.get_submodule(targets[name].path))
-        _put_in(unet, targets[name], layers[name], move=False)
+        if name not in off:
+            _put_in(unet, targets[name], layers[name], move=False)
     _refresh_hooks(unet)
 
 
@@ -108,14 +115,15 @@ def detach(unet: nn.Module, names: list[str] | None = None) -> None:
     _refresh_hooks(unet)
 
 
-def set_enabled(unet: nn.Module, enabled: bool) -> None:
-    """Switches every attached layer between the operator and the attention it replaced.
+def set_enabled(unet: nn.Module, enabled: bool, names: Collection[str] | None = None) -> None:
+    """Switches attached layers, all or those at ``names``, between the operator and the attention it replaced.
 
     What is switched off is out of the module tree, so that hosts treat what is in use like everything else.
     """
     targets = find_targets(unet)
     for name, layer in attached(unet).items():
-        (_put_in if enabled else _take_out)(unet, targets[name], layer)
+        if names is None or name in names:
+            (_put_in if enabled else _take_out)(unet, targets[name], layer)
     _refresh_hooks(unet)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from ..config import OPERATORS, OperatorChoices
 from ..errors import UsageError
 from ..families import ARCHITECTURES
-from ..files import hyena_path
 from ..generate.settings import split_entries
 from ..settings import option
+from ..sources import hyena_path
 from ..targets import parse_names
 
 RIVALS = ("linear", "windows")  # operators that are no Hyena
