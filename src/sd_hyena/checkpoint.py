@@ -73,8 +73,8 @@ def to_bytes(file: HyenaFile) -> bytes:
 
 
 def tensors_of(file: HyenaFile) -> dict[str, Tensor]:
-    """A file's tensors by the names they have in it."""
-    return {f"layers.{name}.{key}": value for name, each in file.tensors.items() for key, value in each.items()}
+    """A file's tensors by the names they have in it, each with memory of its own (the 2024 program shares some)."""
+    return {f"layers.{name}.{key}": value.clone() for name, each in file.tensors.items() for key, value in each.items()}
 
 
 def load(source: Path | str, **where: Any) -> HyenaFile:

@@ -12,7 +12,6 @@ from .errors import UsageError
 from .hyena_file import HyenaFile
 from .targets import GROUPS, NAME, parse_names
 
-PREFER = ("first", "last")
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +46,7 @@ def require_names(file: HyenaFile) -> None:
     """Raises UsageError for a file that does not say which layer it holds."""
     if not all(NAME.fullmatch(name) for name in file.layers):
         raise UsageError(
-            f"{file.label}: does not say which layer it holds: name it with 'sd-hyena convert -t', such as -t IN01"
+            f"{file.label}: does not say which layer it holds: name it with 'sd-hyena convert -t', as in -t IN01"
         )
 
 

@@ -21,6 +21,8 @@ def front_matter(card: str) -> dict[str, Any]:
     """What a card says to the hub; empty if that cannot be read."""
     from huggingface_hub import ModelCard
 
+    if not card.lstrip().startswith("---"):
+        return {}
     try:
         return ModelCard(card, ignore_metadata_errors=True).data.to_dict()
     except Exception:  # YAML's errors are many
@@ -47,13 +49,14 @@ def model_card(
     tags = list(dict.fromkeys([*(earlier.get("tags") or []), *TAGS]))
     ours = {"library_name": "sd-hyena", "tags": tags, "base_model": base_model or None, "license": license or None}
     data = ModelCardData(ignore_metadata_errors=True, **earlier | ours)
+    count = len(file.layers)
     base = base_model[0] if isinstance(base_model, list) else base_model
     parts = [
         f"---\n{data.to_yaml()}\n---",
         MARK,
         f"# Hyena layers{f' for {base}' if base else ''}",
-        f"{len(file.layers)} self-attention layers of a Stable Diffusion UNet as Hyena operators, taught by the "
-        "original with sd-hyena.",
+        "Self-attention of a Stable Diffusion UNet as Hyena operators, taught by the original with sd-hyena: "
+        f"{count} layer{'s' if count > 1 else ''}.",
     ]
     if sheet:
         parts.append(f"![samples]({sheet})\n\n*Above attention, below these layers; same prompts and seeds.*")
@@ -114,9 +117,10 @@ def _training(file: HyenaFile) -> str:
         t = origin.training
         taught = " ".join(str(origin.teacher.get(key, "")) for key in ("class", "widths", "attention_sha256"))
         size = f"{t['width']}x{t['height']}" if "width" in t and "height" in t else "-"
-        cells = [*(t.get(key, "-") for key in ("step", "batch_size", "lr")), size, t.get("seed", "-"), taught]
+        updates, seed = t.get("step", t.get("global_step", "-")), t.get("seed", t.get("train_seed", "-"))  # or of 2024
+        cells = [updates, t.get("batch_size", "-"), t.get("lr") or "-", size, seed, taught.strip() or "-"]
         records.setdefault(json.dumps(cells, default=str), []).append(layer)
-    rows = [[", ".join(layers), *json.loads(cells)] for cells, layers in records.items()]
+    rows = [[", ".join(layers) if len(records) > 1 else "all", *json.loads(cells)] for cells, layers in records.items()]
     return _table(["layers", "updates", "batch", "learning rate", "px", "seed", "taught by"], rows, words=1)
 
 
