@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -71,11 +72,14 @@ def merge(files: Sequence[HyenaFile], prefer: str = "") -> HyenaFile:
         origin = file.origin(name)
         merged.layers[name] = replace(file.layers[name], teacher=origin.teacher, training=origin.training)
         merged.tensors[name] = file.tensors[name]
-    taught = {str(sorted(teacher.items())): name for name in source if (teacher := merged.origin(name).teacher)}
+    taught: dict[str, str] = {}
+    for name in source:
+        if teacher := merged.origin(name).teacher:
+            taught.setdefault(json.dumps(teacher, sort_keys=True), name)
     if len(taught) > 1:
         logger.warning(
-            "these layers were taught by different models (%s, for instance): expect them to fit none well",
-            " and ".join(sorted(taught.values())[:2]),
+            "these layers were taught by different models (%s, for instance): no model fits them all",
+            " and ".join(list(taught.values())[:2]),
         )
     return merged
 
@@ -88,8 +92,8 @@ def cast(file: HyenaFile, dtype: torch.dtype) -> HyenaFile:
             if not torch.isfinite(value).all():
                 largest = file.tensors[name][key].abs().max().item()
                 raise UsageError(
-                    f"{file.label}: layer {name}: {key} has values up to {largest:.3g}, too large for {dtype}: "
-                    "take bfloat16 or float32"
+                    f"{file.label}: layer {name}: {key} has values up to {largest:.3g}, too large for "
+                    f"{str(dtype).removeprefix('torch.')}: take bfloat16 or float32"
                 )
     return replace(file, tensors=tensors)
 
