@@ -19,6 +19,8 @@ LAYER = {
     "recipes": 0,
     "sources": 1,
     "nn": 1,
+    "grid": 1,
+    "hyena_attention": 3,
     "targets": 2,
     "families": 2,
     "hyena_file": 2,
@@ -42,6 +44,7 @@ LAYER = {
 # The bundled model's prompts and scorer are data to the layers below it.
 ALLOWED = {("distill", "demo"), ("evaluate", "demo")}
 DIFFUSERS_USERS = {
+    "hyena_attention.py",
     "models.py",
     "generate/draw.py",
     "distill/data.py",

@@ -10,8 +10,8 @@ from conftest import make_unet, run_unet
 import sd_hyena
 from sd_hyena import patch
 from sd_hyena.errors import UsageError
-from sd_hyena.nn import HyenaAttention, OperatorConfig, build
-from sd_hyena.nn.attention import grid_mask
+from sd_hyena.grid import grid_mask
+from sd_hyena.nn import OperatorConfig, build
 from sd_hyena.targets import find_targets
 
 
@@ -133,8 +133,9 @@ def test_core_projections_stay_where_lora_looks_for_them(unet):
     assert unet.get_submodule(path).to_q is wrapped
 
 
-def test_masks_and_cross_attention_are_refused():
-    layer = HyenaAttention(operator_of(8), torch.nn.Linear(1, 1))
+def test_masks_and_cross_attention_are_refused(unet):
+    patch.attach(unet, operators(unet, ["IN01"]))
+    layer = patch.attached(unet)["IN01"].attention
     x = torch.randn(1, 4, 8)
     grid = grid_mask(torch.zeros(1, 8, 2, 2))
     assert layer(x, attention_mask=grid, scale=1.0).shape == x.shape

@@ -17,7 +17,7 @@ from . import checkpoint, patch
 from .config import SCALINGS
 from .errors import CheckpointError, UsageError
 from .hyena_file import HyenaFile, Origin, gather
-from .targets import Target, find_targets, select
+from .targets import Target, check_fit, find_targets, select
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +50,11 @@ class AttachedLayers(dict[str, AttachedLayer]):
 
 def attached(pipe_or_unet: Any) -> AttachedLayers:
     """What is attached, switched on or off."""
-    unet = patch.get_unet(pipe_or_unet)
-    on, found = patch.enabled(unet), AttachedLayers()
-    for name, layer in patch.attached(unet).items():
+    found = AttachedLayers()
+    for name, layer in patch.attached(patch.get_unet(pipe_or_unet)).items():
         config, origin = layer.operator.config, layer.operator.origin or Origin({}, {}, {})
         error = origin.figures.get("relative_error")
-        found[name] = AttachedLayer(name, config.label, config.form, origin.path, name in on, error)
+        found[name] = AttachedLayer(name, config.label, config.form, origin.path, layer.enabled, error)
     return found
 
 
@@ -101,8 +100,8 @@ def load_hyena(
         if scaling is not None and "scaling" not in file.layers[stored].config.entry.options:
             logger.warning("%s: layer %s has nothing that could be scaled: the scaling is ignored", file.label, name)
         operators[name] = file.build(stored, scaling)
-    there, on = patch.attached(unet), patch.enabled(unet)
-    off = [name for name in operators if (name not in on if name in there else there and not on)]
+    on = {name: layer.enabled for name, layer in patch.attached(unet).items()}
+    off = [name for name in operators if not on.get(name, not on or any(on.values()))]
     if off:
         logger.warning(
             "%s: loaded switched off, as what is attached is: %s; set_hyena_enabled switches it on",
@@ -136,7 +135,7 @@ def choose_layers(unet: nn.Module, file: HyenaFile, targets: str | None) -> dict
     for stored, name in chosen.items():
         config = file.layers[stored].config
         try:
-            patch.check_fit(available, name, config)
+            check_fit(available, name, config)
         except UsageError as error:
             raise UsageError(f"{file.label}: {error}") from None
         heads = available[name].heads

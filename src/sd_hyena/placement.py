@@ -1,7 +1,7 @@
 """Where modules are, and how a host treats them there: devices, types, weights that are offloaded or cast.
 
-Two modules take turns in one place of a UNet, and only one is in its tree: whoever comes in is put where the other
-one is, with the same treatment, and never loses weights or precision on the way.
+An operator comes into a UNet that is somewhere already: it is put there too, with the same treatment, and never loses
+weights or precision on the way.
 """
 
 from __future__ import annotations
@@ -54,8 +54,16 @@ def compute_dtype(module: nn.Module) -> torch.dtype | None:
 
 def put_aside(module: nn.Module) -> None:
     """Frees an accelerator of a module that is not in use; what is offloaded is aside already."""
-    if _offload_hook(module) is None and device_of(module).type not in ("cpu", "meta"):
+    if _offload_hook(module) is None and _devices(module) - {"cpu", "meta"}:
         module.to("cpu")
+
+
+def bring(module: nn.Module, neighbour: nn.Module) -> None:
+    """Puts back what :func:`put_aside` has put aside, to where ``neighbour`` is."""
+    if _devices(module) == {"cpu"} and _offload_hook(module) is None:
+        device = device_of(neighbour)
+        if device.type not in ("cpu", "meta"):
+            module.to(device)
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
@@ -70,6 +78,10 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
         name: (t.detach().float() if name in small else t.detach()).contiguous().cpu().clone()
         for name, t in state.items()
     }
+
+
+def _devices(module: nn.Module) -> set[str]:
+    return {tensor.device.type for tensor in module.parameters()}
 
 
 def _convert(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,14 +26,14 @@ def hyena_path(
     reached. ``revision``, ``subfolder`` and ``token`` are huggingface_hub's. What is not there and no hub id is
     returned as it is. Raises CheckpointError for a folder or repository without that file.
     """
-    path = Path(name).expanduser()
-    if revision and path.exists():
+    path = Path(os.path.expanduser(name))
+    if revision and os.path.exists(path):
         logger.warning("%s: is on this machine, so there is no revision to choose: %s is ignored", name, revision)
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path's own, these take any name
         return path
     if str(name) == STUDENT:
         return STUDENT_FILE
-    if path.is_dir():
+    if os.path.isdir(path):
         return _in_folder(path / subfolder)
     if path.suffix.lower() == ".safetensors" or not is_repo_id(str(name)):
         return path

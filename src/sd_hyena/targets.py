@@ -9,9 +9,11 @@ suffix: ``IN07.3``.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .config import OperatorConfig
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -95,7 +97,6 @@ def _add(found: dict[str, Target], name: str, path: str, ldm: str, transformer: 
         attention = getattr(block, "attn1", None)
         if attention is None:
             continue
-        attention = getattr(attention, "base", attention)  # of a Hyena layer
         full_name = name if len(blocks) == 1 else f"{name}.{k}"
         found[full_name] = Target(
             name=full_name,
@@ -150,3 +151,19 @@ def select(available: dict[str, Target], text: str) -> list[Target]:
                 raise UsageError(f"layer {name} is selected twice, by {chosen[name]!r} and {word!r}")
             chosen[name] = word
     return [t for name, t in available.items() if name in chosen]
+
+
+def check_fit(targets: Mapping[str, Target], name: str, config: OperatorConfig) -> None:
+    """Raises UsageError unless the operator that ``config`` describes can stand at target ``name``."""
+    if name not in targets:
+        raise UsageError(f"this UNet has no self-attention layer {name}; it has {', '.join(targets)}")
+    target = targets[name]
+    if config.dim != target.dim:
+        raise UsageError(
+            f"layer {name} has {target.dim} channels, but the operator has {config.dim}: it belongs to another "
+            "architecture"
+        )
+    if config.form == "core" and config.inner != target.inner_dim:
+        raise UsageError(
+            f"layer {name} projects to {target.inner_dim} channels, but the core operator works on {config.inner}"
+        )

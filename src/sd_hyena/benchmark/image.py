@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from .. import patch
 from ..config import OperatorChoices, OperatorConfig
 from ..errors import SdHyenaError
+from ..hyena_attention import HyenaAttention
 from ..machine import free_memory
-from ..nn import HyenaAttention, Operator, build
+from ..nn import Operator, build
 from ..nn.teacher import projections_of
 from ..targets import Target, find_targets
 from . import references

@@ -29,10 +29,7 @@ class StudentUNet(nn.Module):
     def __init__(self, students: Students, unet: nn.Module, targets: Sequence[Target], checkpointing: bool) -> None:
         super().__init__()
         self.students, self._targets = students, targets  # registered once: these are what learns
-        replaced = {id(p) for t in targets for p in unet.get_submodule(t.path).parameters()}
-        # What is replaced may be moved out of the way, so it must not be the teacher's.
-        shared = {id(p): p for p in [*unet.parameters(), *unet.buffers()] if id(p) not in replaced}
-        clone = copy.deepcopy(unet, shared)
+        clone = copy.deepcopy(unet, {id(p): p for p in [*unet.parameters(), *unet.buffers()]})
         attach(clone, dict(students.items()), convert=False)
         if checkpointing:
             clone.enable_gradient_checkpointing()

@@ -1,4 +1,4 @@
-"""The operators, and the module that puts one in attention's place. Needs torch only.
+"""The operators. Needs torch only.
 
 ``config.OPERATORS`` lists them; :func:`build` makes one.
 """
@@ -6,10 +6,9 @@
 import importlib
 
 from ..config import OPERATORS, OperatorConfig
-from .attention import HyenaAttention
 from .operator import Operator
 
-__all__ = ["HyenaAttention", "Operator", "OperatorConfig", "build"]
+__all__ = ["Operator", "OperatorConfig", "build"]
 
 
 def build(config: OperatorConfig) -> Operator:

@@ -33,7 +33,8 @@ def draw_sheet(pipe: Any, prompts: Sequence[str], options: Mapping[str, Any]) ->
     """
     if not callable(pipe) or not hasattr(pipe, "unet"):
         raise UsageError("sample_prompts needs a pipeline to draw with, not a UNet alone")
-    on, rows = patch.enabled(pipe.unet), []
+    on = [name for name, layer in patch.attached(pipe.unet).items() if layer.enabled]
+    rows = []
     try:
         for hyena in (False, True):
             patch.set_enabled(pipe.unet, hyena)

@@ -1,0 +1,148 @@
+"""``HyenaAttention``: diffusers' self-attention with an operator in place of what it computes.
+
+The module stays where it is, with its projections where LoRA and offloading find them and its processor for hosts to
+change. Only its class is swapped: taking the operator out gives back the attention as the host has it by then. Hooks
+that kept the module's ``forward`` from before still come by here, since ``Attention.forward`` asks for ``processor``.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from .grid import is_grid_mask
+from .nn.teacher import PROJECTIONS, projections_of
+from .placement import bring, put_aside
+
+# Of a tensor's name in a whole UNet, that of its place in one.
+_IN_A_UNET = re.compile(r"(^|\.)(down_blocks|mid_block|up_blocks)\.")
+# Perturbed-attention guidance: the batch's last third or half attends to nothing but itself.
+_PERTURBED = {"PAGCFGIdentitySelfAttnProcessor2_0": 3, "PAGIdentitySelfAttnProcessor2_0": 2}
+# Other ways to compute the same: what replaces it makes no difference to their user.
+_SAME = {
+    "AttnProcessor",
+    "AttnProcessor2_0",
+    "AttnProcessorNPU",
+    "FusedAttnProcessor2_0",
+    "SlicedAttnProcessor",
+    "XFormersAttnProcessor",
+}
+logger = logging.getLogger(__name__)
+
+
+class HyenaAttention(Attention):
+    """Made of an ``Attention`` by :func:`put_in`, never built. ``operator`` is a submodule of it."""
+
+    @property
+    def processor(self) -> Any:
+        return _HYENA
+
+    @processor.setter
+    def processor(self, value: Any) -> None:
+        """A host's: it is kept for when the operator is gone; perturbed-attention guidance works now."""
+        kind = type(value).__name__
+        if kind not in _SAME | _PERTURBED.keys():
+            say_once(f"{kind} does nothing where Hyena replaces self-attention: it acts on the other layers only")
+        self.__dict__["processor"] = value
+
+    def get_processor(self, return_deprecated_lora: bool = False) -> Any:
+        """The host's own."""
+        return self._modules.get("processor") or self.__dict__["processor"]
+
+    def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
+        """In a part of a UNet, which hosts copy into models of their own, the original attention's alone."""
+        state = super().state_dict(*args, prefix=prefix, **kwargs)
+        if not _IN_A_UNET.search(prefix):
+            for key in [key for key in state if key.startswith(f"{prefix}operator.")]:
+                del state[key]
+            say_once("a part of the UNet was copied: the copy has the original attention, not the Hyena layers")
+        return state
+
+
+class _Hyena:
+    """The processor of all Hyena layers."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """hidden_states: (B, h * w, D) -> (B, h * w, D); attention_mask: of :func:`.grid.grid_mask`. Raises ValueError
+        for cross-attention, a mask, or an unknown grid."""
+        if encoder_hidden_states is not None or not (attention_mask is None or is_grid_mask(attention_mask)):
+            raise ValueError(
+                "a Hyena layer replaces plain self-attention: it takes no mask and attends to nothing else"
+            )
+        if attention_mask is None:
+            raise ValueError("the latent grid's size is unknown: attach Hyena layers with sd_hyena.load_hyena")
+        size = (attention_mask.shape[1], attention_mask.shape[2])
+        host = attn.get_processor()
+        if hidden_states.shape[1] != size[0] * size[1]:  # tokens were merged or dropped
+            say_once(
+                f"{hidden_states.shape[1]} tokens are not the {size[0]} x {size[1]} cells of the picture (tokens "
+                "merged by tomesd?): such calls go to the original attention, not to Hyena"
+            )
+            bring_back(attn)
+            return host(attn, hidden_states)
+        given = projections_of(attn) if attn.operator.core else None
+        parts = _PERTURBED.get(type(host).__name__)
+        if parts is None:
+            return attn.operator(hidden_states, size, given)
+        bring_back(attn)
+        kept = len(hidden_states) * (parts - 1) // parts
+        _, _, to_v, to_out = projections_of(attn)
+        perturbed = to_out(to_v(hidden_states[kept:]))
+        return torch.cat([attn.operator(hidden_states[:kept], size, given), perturbed])
+
+
+_HYENA = _Hyena()
+
+
+def put_in(attention: nn.Module, operator: nn.Module, aside: bool) -> None:
+    """Makes ``attention`` compute by ``operator``; ``aside``: frees an accelerator of what is not in use then."""
+    attention.__class__ = HyenaAttention
+    attention.operator = operator
+    if aside and not operator.core:
+        for child in _others(attention):
+            put_aside(child)
+
+
+def take_out(attention: nn.Module) -> nn.Module:
+    """Makes it plain attention again; returns the operator."""
+    operator = attention.operator
+    bring_back(attention)
+    del attention.operator
+    attention.__class__ = Attention
+    return operator
+
+
+def bring_back(attention: Any) -> None:
+    """Puts everything of a Hyena layer where its operator is, if it was put aside."""
+    for child in _others(attention):
+        bring(child, attention.operator)
+
+
+def has_adapters(attention: nn.Module) -> bool:
+    """Whether a LoRA library has wrapped any of its projections."""
+    parts = (getattr(attention, name, None) for name in PROJECTIONS)
+    return any(hasattr(module, "lora_A") for part in parts if part is not None for module in part.modules())
+
+
+def _others(attention: nn.Module) -> list[nn.Module]:
+    return [child for name, child in attention.named_children() if name != "operator"]
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """One line of the log, the first time."""
+    logger.warning("%s", text)
