@@ -36,6 +36,7 @@ def files(tmp_path_factory):
     }
 
 
+@pytest.mark.compatibility("Hyena files", "`attached(pipe)`", "which layers, from which file, on or off")
 def test_what_is_attached(unet, files):
     assert str(sd_hyena.attached(unet)) == "no Hyena layers"
     sd_hyena.load_hyena(unet, files["a"])
@@ -206,6 +207,8 @@ def test_state_dicts_that_cannot_be_used(unet, files):
             sd_hyena.load_hyena(unet, tensors | {key: value}, config=config)
     with pytest.raises(UsageError, match="there are no Hyena layers"):
         sd_hyena.hyena_state_dict(unet)
+    with pytest.raises(UsageError, match=r"a\.safetensors: brings its own config: config= goes with a state dict"):
+        sd_hyena.load_hyena(unet, files["a"], config=config)
     assert not patch.attached(unet)
 
 

@@ -93,6 +93,8 @@ def load_hyena(
     unet = patch.get_unet(pipe_or_unet)
     if isinstance(source, Mapping):
         file = _from_state_dict(source, config or {})
+    elif config is not None:
+        raise UsageError(f"{source}: brings its own config: config= goes with a state dict")
     else:
         file = checkpoint.load(source, revision=revision, subfolder=subfolder, token=token)
     operators = {}

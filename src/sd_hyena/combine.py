@@ -75,7 +75,7 @@ def merge(files: Sequence[HyenaFile], prefer: str = "") -> HyenaFile:
     taught: dict[str, str] = {}
     for name in source:
         if teacher := merged.origin(name).teacher:
-            taught.setdefault(json.dumps(teacher, sort_keys=True), name)
+            taught.setdefault(teacher.get("attention_sha256") or json.dumps(teacher, sort_keys=True), name)
     if len(taught) > 1:
         logger.warning(
             "these layers were taught by different models (%s, for instance): no model fits them all",

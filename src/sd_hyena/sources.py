@@ -62,7 +62,7 @@ def is_repo_id(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return "/" in name
+    return "/" in name and name == name.strip()
 
 
 @contextlib.contextmanager

@@ -120,9 +120,7 @@ def test_targets_as_a_table(capsys):
 def test_targets_of_a_model_whose_config_is_not_at_hand(capsys, monkeypatch):
     expected = report(capsys, "-m", "demo")
     monkeypatch.setattr(models, "unet_skeleton", lambda source: None)
-    assert main(["targets", "-m", "demo", "--json"]) == 0
-    printed = capsys.readouterr().out
-    assert json.loads(printed[printed.index("{") :]) == expected
+    assert report(capsys, "-m", "demo") == expected
 
 
 def test_targets_that_cannot_be(capsys, files):

@@ -95,6 +95,14 @@ def test_the_card_says_no_more_than_a_file_may(tmp_path):
     assert 'DiffusionPipeline.from_pretrained("MODEL")' in text
 
 
+def test_figures_that_were_measured_on_noise_say_so(patched, tmp_path):
+    sd_hyena.save_pretrained(patched, tmp_path / "a")
+    assert "on latents that were not learned from," in (tmp_path / "a" / "README.md").read_text()
+    patch.attached(patched)["IN01"].operator.origin.training["measure_on"] = "noise"
+    sd_hyena.save_pretrained(patched, tmp_path / "b")
+    assert "on noise, which pictures are not," in (tmp_path / "b" / "README.md").read_text()
+
+
 def test_the_cards_lines_work(pipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sd_hyena.load_hyena(pipe, "demo", "high")
@@ -305,6 +313,7 @@ def hub(monkeypatch, tmp_path):
     return made
 
 
+@pytest.mark.compatibility("Hyena files", "`push_to_hub` (huggingface_hub's client replaced)", "works")
 def test_push_to_hub(patched, hub, tmp_path):
     url = sd_hyena.push_to_hub(patched, "me/layers", private=True, commit_message="first", license="mit")
     assert url == "https://hub/me/layers/commit/1"

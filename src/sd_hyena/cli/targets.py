@@ -23,8 +23,8 @@ def run(args: dict[str, Any]) -> int:
     from ..flops import step_flops
     from ..targets import find_targets, select
 
-    unet = _unet(source)
-    native = unet.config.sample_size
+    unet = _unet(source, say=not args["json"])
+    native = unet.config.sample_size or 64
     sides = zip(("height", "width"), native if isinstance(native, list | tuple) else (native, native), strict=True)
     height, width = (cells * 8 if args[side] is None else args[side] for side, cells in sides)
     latent = (height // 8, width // 8)
@@ -60,14 +60,15 @@ def run(args: dict[str, Any]) -> int:
     return 0
 
 
-def _unet(source: Any) -> Any:
+def _unet(source: Any, say: bool) -> Any:
     """The UNet on the meta device, read only where its configuration is not at hand."""
     from ..models import load_pipeline, unet_skeleton
     from .display import phase
 
     skeleton = unet_skeleton(source)
     if skeleton is None:
-        phase(f"loading {source.name}")
+        if say:
+            phase(f"loading {source.name}")
         skeleton = load_pipeline(source).unet.to("meta")
     return skeleton
 

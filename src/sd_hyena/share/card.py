@@ -87,7 +87,7 @@ def _use(file: HyenaFile, name: str, model: str) -> str:
         "```",
         "",
         "```bash",
-        f'sd-hyena generate -m {model or "MODEL"} -y {shlex.quote(name)} -p "a fox"',
+        f'sd-hyena generate -m {shlex.quote(model or "MODEL")} -y {shlex.quote(name)} -p "a fox"',
         "```",
     ]
     which = [] if model else ["MODEL is the model that taught them, or one made from it.", ""]
@@ -102,11 +102,10 @@ def _layers(file: HyenaFile) -> str:
         figures = [f"{f[key]:.4f}" if key in f else "-" for key in ("relative_error", "cosine")]
         rows.append([layer, c.label, c.dim, f"{c.height}x{c.width}", f"{parameters:,}", *figures])
     headings = ["layer", "operator", "channels", "trained grid", "parameters", "held-out error", "cosine"]
-    return (
-        _table(headings, rows, words=2)
-        + "\n\nErrors are relative, on latents that were not learned from, as training measured them at its end; "
-        "1 is that of a constant."
-    )
+    noise = any(file.origin(layer).training.get("measure_on") == "noise" for layer in file.layers)
+    seen = "noise, which pictures are not," if noise else "latents that were not learned from,"
+    note = f"Errors are relative, on {seen} as training measured them at its end; 1 is that of a constant."
+    return f"{_table(headings, rows, words=2)}\n\n{note}"
 
 
 def _training(file: HyenaFile) -> str:
