@@ -21,7 +21,7 @@ from .hyena_attention import Attention, HyenaAttention, has_adapters, put_in, ta
 from .nn import Operator
 from .nn.teacher import is_plain_self_attention
 from .placement import follow
-from .targets import Target, check_fit, find_targets
+from .targets import SUPPORTED, Target, check_fit, find_targets
 
 _OPERATORS, _HOOKS = "_sd_hyena_operators", "_sd_hyena_hooks"  # a UNet's own record: by target name; hooks
 logger = logging.getLogger(__name__)
@@ -46,9 +46,7 @@ def get_unet(pipe_or_unet: Any) -> nn.Module:
     unet = getattr(pipe_or_unet, "unet", pipe_or_unet)
     unet = getattr(unet, "_orig_mod", unet)
     if not isinstance(unet, nn.Module):
-        raise UsageError(
-            f"{type(pipe_or_unet).__name__} has no UNet: Hyena layers are for the UNets of Stable Diffusion 1, 2 and XL"
-        )
+        raise UsageError(f"{type(pipe_or_unet).__name__} has no UNet: Hyena layers are for those of {SUPPORTED}")
     return unet
 
 
