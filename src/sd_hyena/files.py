@@ -1,22 +1,13 @@
-"""Writing files so that a crash at any moment leaves either the old file or the new one; the bundled one's name."""
+"""Writing files so that a crash at any moment leaves either the old ones or the new ones."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-# Where files are named, this name stands for the bundled model's student, unless a file is called so.
-STUDENT = "demo"
-STUDENT_FILE = Path(__file__).parent / "demo" / "student.safetensors"
-
-
-def hyena_path(name: Path | str) -> Path:
-    """The file that ``name`` means: itself, or the bundled student."""
-    path = Path(name)
-    return STUDENT_FILE if str(name) == STUDENT and not path.is_file() else path
 
 
 @contextlib.contextmanager
@@ -38,3 +29,37 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path | str) -> Iterator[Path]:
+    """Yields an empty folder beside ``folder``; on success what was written there takes its place in ``folder``.
+
+    If the block raises, or a file cannot be put in place, ``folder`` is as it was. What else is in it stays.
+    """
+    folder = Path(folder).expanduser().resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as name:
+        new, old = Path(name) / "new", Path(name) / "old"
+        new.mkdir()
+        old.mkdir()
+        yield new
+        there_before = folder.exists()
+        folder.mkdir(exist_ok=True)
+        written = sorted(new.iterdir())
+        for path in written:
+            if (folder / path.name).exists():
+                shutil.copy2(folder / path.name, old / path.name)
+        try:
+            for path in written:
+                with atomic_path(folder / path.name) as temporary:
+                    os.replace(path, temporary)
+        except BaseException:
+            for path in written:
+                if (old / path.name).exists():
+                    os.replace(old / path.name, folder / path.name)
+                else:
+                    (folder / path.name).unlink(missing_ok=True)
+            if not there_before:
+                folder.rmdir()
+            raise

@@ -61,11 +61,12 @@ def attached(unet: nn.Module) -> dict[str, Layer]:
     }
 
 
-def attach(unet: nn.Module, operators: Mapping[str, Operator], convert: bool = True) -> None:
+def attach(unet: nn.Module, operators: Mapping[str, Operator], convert: bool = True, off: Collection[str] = ()) -> None:
     """Has each named target compute by its operator; a target that has one already gets the new one.
 
     Operators are moved to the device and dtype of the layer they replace and put in evaluation mode, unless
-    ``convert`` is off: training keeps its own device and precision, and the layers stay where they are.
+    ``convert`` is off: training keeps its own device and precision, and the layers stay where they are. Those named
+    in ``off`` start switched off.
     Raises UsageError, with the UNet untouched, if a target does not exist, does not fit its operator, does
     more than plain self-attention, or has no weights.
     """
@@ -82,7 +83,8 @@ def attach(unet: nn.Module, operators: Mapping[str, Operator], convert: bool = T
         if name in here:
             _switch(here[name], False)
         record[name] = operator
-        _switch(Layer(targets[name], operator, unet.get_submodule(targets[name].path)), True, convert)
+        if name not in off:
+            _switch(Layer(targets[name], operator, unet.get_submodule(targets[name].path)), True, convert)
     _refresh(unet)
     _tell_of_lora(unet, operators)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from ..config import OPERATORS, OperatorChoices
 from ..errors import UsageError
 from ..families import ARCHITECTURES
-from ..files import hyena_path
 from ..generate.settings import split_entries
 from ..settings import option
+from ..sources import hyena_path
 from ..targets import parse_names
 
 RIVALS = ("linear", "windows")  # operators that are no Hyena
@@ -141,7 +141,9 @@ class ImageSettings(_Common, OperatorChoices):
     model: str = option("", "demo, a diffusers folder, a single file, a hub id", short="-m")
     random_weights: str = option("", "instead of a model: this architecture, untrained", choices=("", *ARCHITECTURES))
     hyena: str = option(
-        "", "Hyena file(s): comma-separated entries are timed in turn, a+b stacks; each next to attention", short="-y"
+        "",
+        "Hyena file(s), folders, hub ids: comma-separated entries are timed in turn, a+b stacks; all next to attention",
+        short="-y",
     )
     target: str = option("", "layers to replace; with random weights, by untrained Hyena layers", short="-t")
     attention: str = option("sdpa", "comma list of the attentions to compare with: sdpa, naive, xformers")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 
 from ..config import OperatorChoices
 from ..errors import UsageError
-from ..files import hyena_path
 from ..names import check_format, used_fields
 from ..settings import option
+from ..sources import hyena_path
 from ..targets import parse_names
 from .prepare_settings import MIXED_PRECISION, check_share, check_spread, parse_sizes
 from .prompts import read_prompts

@@ -23,7 +23,9 @@ class EvaluateSettings:
 
     model: str = option(help="demo, a diffusers folder, a single file, a hub id", short="-m")
     hyena: str = option(
-        "", "Hyena file(s) to measure: comma-separated entries are rows of the table, a+b stacks files", short="-y"
+        "",
+        "Hyena file(s), folders, hub ids to measure: comma-separated entries are rows of the table, a+b stacks files",
+        short="-y",
     )
     target: str = option("", "which layers to replace; unless given, all that the file holds", short="-t")
     prompts: str = option("", "file with one prompt a line; unless given, the bundled model's held-out prompts")

@@ -16,7 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 from .. import patch
 from ..api import load_hyena
 from ..errors import SdHyenaError, UsageError
-from ..files import atomic_path, hyena_path
+from ..files import atomic_path
+from ..sources import hyena_path
 from .settings import SCHEDULERS, GenerateSettings
 
 

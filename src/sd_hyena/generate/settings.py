@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..files import hyena_path
 from ..names import check_format, used_fields
 from ..settings import option
+from ..sources import hyena_path
 from ..targets import parse_names
 
 # name on the command line -> diffusers class and the options that make it
