@@ -84,7 +84,7 @@ def prepare(
 def cache_root() -> Path:
     """``$SD_HYENA_CACHE``, else ``sd-hyena`` in the user's cache folder."""
     if os.environ.get("SD_HYENA_CACHE"):
-        return Path(os.environ["SD_HYENA_CACHE"])
+        return Path(os.path.expanduser(os.environ["SD_HYENA_CACHE"]))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-hyena"
 
 
