@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 import re
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +82,13 @@ def warn_of_cut(pipe: Any, prompt: str) -> None:
 
 @functools.cache
 def _say_cut(prompt: str, rest: str, room: int) -> None:
-    start, rest = (textwrap.shorten(text, width, placeholder=" ...") for text, width in ((prompt, 60), (rest, 300)))
-    logger.warning("prompt %r: its first %d tokens alone count here, not: %s", start, room, rest)
+    start, rest = _short(prompt, 60), _short(rest, 300)
+    logger.warning("prompt '%s': its first %d tokens alone count here, not: %s", start, room, rest)
+
+
+def _short(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else f"{text[:width]}..."
 
 
 def _tokenizer(pipe: Any) -> Any:

@@ -84,7 +84,7 @@ def test_home_in_every_command(home, students, capsys, monkeypatch):
     printed = capsys.readouterr().out.splitlines()
     for name, path in (("teacher_model", "m"), ("out_dir", "taught"), ("prompts", "p.txt"), ("log_dir", "log")):
         assert f'{name} = "{home}/{path}"' in printed
-    layer = "-W 64 -H 64 --dim 8 --heads 2 --kinds sdp-math --repeats 1".split()
+    layer = ["-W", "64", "-H", "64", "--dim", "8", "--heads", "2", "--kinds", "sdp-math", "--repeats", "1"]
     assert main(["benchmark", "layer", *layer, "--out=~/times"]) == 0
     assert main(["benchmark", "layer", *layer, "--compare=~/times.json"]) == 0
     for name in ("report.html", "anatomy.md"):
