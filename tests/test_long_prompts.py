@@ -127,6 +127,22 @@ def test_a_picture_does_not_depend_on_its_batch(model):
         assert np.abs(difference).max() <= 2
 
 
+def test_lists_of_options_go_with_their_prompts(demo_pipe):
+    from diffusers import AutoPipelineForImage2Image
+
+    pipe = AutoPipelineForImage2Image.from_pipe(demo_pipe)
+    pipe.set_progress_bar_config(disable=True)
+    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "green")]
+    options = {"num_inference_steps": 2, "strength": 0.5}
+    prompts, unwanted = [f"{LONGER}, a fox", "a bear", LONGER], ["x", "y", "z"]
+    together = sample(pipe, prompts, [1, 2, 3], image=pictures, negative_prompt=unwanted, **options)
+    for row in range(3):
+        alone = sample(
+            pipe, [prompts[row]], [row + 1], image=[pictures[row]], negative_prompt=[unwanted[row]], **options
+        )
+        assert np.abs(np.asarray(alone[0], int) - np.asarray(together[row], int)).max() <= 2
+
+
 def test_a_short_prompt_is_the_pipelines_own_business(model, monkeypatch):
     """The pipeline gets the text itself."""
     prompt = " ".join(["frog"] * ROOM)

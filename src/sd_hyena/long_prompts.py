@@ -39,9 +39,9 @@ def split(pipe: Any, prompt: str) -> list[str]:
     return [*parts, "".join(words).strip()]
 
 
-def count(pipe: Any, prompt: str, negative_prompt: str | None) -> int:
-    """How many parts the longer of the two has."""
-    return max(len(split(pipe, text)) for text in (prompt, negative_prompt or ""))
+def count(pipe: Any, *texts: str) -> int:
+    """How many parts the longest has."""
+    return max(len(split(pipe, text)) for text in texts)
 
 
 def encode_parts(pipe: Any, prompts: Sequence[str], negative_prompts: Sequence[str] | None, parts: int) -> dict:

@@ -46,9 +46,10 @@ def overflowing(demo_pipe, monkeypatch):
         return (output[0] * (torch.inf if len(calls) > 4 else 1),)
 
     monkeypatch.setattr(models, "load_pipeline", lambda *options: demo_pipe)
-    handle = demo_pipe.unet.register_forward_hook(overflow)
+    handle, scheduler = demo_pipe.unet.register_forward_hook(overflow), demo_pipe.scheduler
     yield
     handle.remove()
+    demo_pipe.scheduler = scheduler
 
 
 def stops(words, capsys):

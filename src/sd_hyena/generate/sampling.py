@@ -21,36 +21,30 @@ class NotFiniteError(SdHyenaError):
 def sample(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> list[Image.Image]:
     """One picture per prompt, of any length; picture i depends on prompt i and seed i alone, not on its batch.
 
-    ``options`` go to the pipeline; ``negative_prompt`` is a list like ``prompts``. Raises NotFiniteError.
+    ``options`` go to the pipeline; those that are lists, such as ``negative_prompt``, have one value per prompt.
+    Raises NotFiniteError.
     """
     return sample_latents(pipe, prompts, seeds, **options)[0]
 
 
 def sample_latents(
-    pipe: Any,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    negative_prompt: Sequence[str] | None = None,
-    **options: Any,
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any
 ) -> tuple[list[Image.Image], Tensor]:
     """What :func:`sample` returns, and the latents (N, C, h, w) that the pictures were decoded from."""
-    negatives: list[str | None] = [None] * len(prompts) if negative_prompt is None else list(negative_prompt)
-    parts = [count(pipe, prompt, negative) for prompt, negative in zip(prompts, negatives, strict=True)]
+    negatives = options.get("negative_prompt") or [""] * len(prompts)
+    parts = [count(pipe, *pair) for pair in zip(prompts, negatives, strict=True)]
     images: dict[int, Image.Image] = {}
     latents: dict[int, Tensor] = {}
     for size in sorted(set(parts)):  # those that are alike are drawn together
         rows = [i for i, n in enumerate(parts) if n == size]
-        wanted = [prompts[i] for i in rows]
-        unwanted = None if negative_prompt is None else [negative_prompt[i] for i in rows]
+        call = {name: [v[i] for i in rows] if isinstance(v, list) else v for name, v in options.items()}
+        call["prompt"] = [prompts[i] for i in rows]
         if size > 1:
-            text = encode_parts(pipe, wanted, unwanted, size)
-        else:
-            text = {"prompt": wanted} | ({} if unwanted is None else {"negative_prompt": unwanted})
+            call |= encode_parts(pipe, call.pop("prompt"), call.pop("negative_prompt", None), size)
         kept: dict[str, Tensor] = {}
         generators = [torch.Generator().manual_seed(seeds[i]) for i in rows]
         with _finite_decoder(pipe):
-            drawn = pipe(**text, generator=generators, callback_on_step_end=_keep_finite(kept), **options).images
+            drawn = pipe(**call, generator=generators, callback_on_step_end=_keep_finite(kept)).images
         images |= zip(rows, drawn, strict=True)
         latents |= zip(rows, kept["latents"], strict=True)
     order = range(len(prompts))
@@ -65,7 +59,7 @@ def _keep_finite(kept: dict[str, Tensor]) -> Any:
         if not tensors["latents"].isfinite().all():
             order = pipe.scheduler.order  # calls of the UNet a step
             where = f"step {step // order + 1} of {-(-pipe.num_timesteps // order)}"
-            raise NotFiniteError(f"{where}: the latents are not finite: {_why(pipe)}")
+            raise NotFiniteError(f"{where}: the latents are not finite: {why_not_finite(pipe)}")
         return tensors
 
     return check
@@ -77,7 +71,7 @@ def _finite_decoder(pipe: Any) -> Iterator[None]:
 
     def check(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and not output.isfinite().all():
-            raise NotFiniteError(f"after the last step: the VAE's picture is not finite: {_why(pipe)}")
+            raise NotFiniteError(f"after the last step: the VAE's picture is not finite: {why_not_finite(pipe)}")
 
     decoder = getattr(pipe.vae, "decoder", None)
     if decoder is None:
@@ -90,12 +84,12 @@ def _finite_decoder(pipe: Any) -> Iterator[None]:
         handle.remove()
 
 
-def _why(pipe: Any) -> str:
+def why_not_finite(pipe: Any) -> str:
     """Names a weight that is not finite; where all are, what else may help."""
     for component, module in pipe.components.items():
         for name, tensor in module.state_dict().items() if isinstance(module, nn.Module) else ():
             if tensor.is_floating_point() and not tensor.is_meta and not tensor.float().isfinite().all():
                 return f"{component}'s weight {name} holds NaN or infinity: the file it came from is damaged"
     if pipe.unet.dtype == torch.float16:
-        return "float16 may be too narrow: use --dtype bfloat16 or float32"
+        return "float16 may be too narrow: use bfloat16 or float32"
     return "use another sampler, more steps or a lower guidance scale"

@@ -38,7 +38,7 @@ class GenerateSettings:
     hyena: str = option(
         "",
         "Hyena file(s): comma-separated entries are drawn in turn, a+b stacks, an empty entry is the plain model; of "
-        "a name with , or + in it, the longest part that is a file is one",
+        "a name with , or + in it, the longest part that exists is one",
         short="-y",
     )
     target: str = option("", "which layers to replace; unless given, all that the file holds", short="-t")
@@ -123,7 +123,7 @@ class GenerateSettings:
 
 def split_entries(files: str) -> list[list[str]]:
     """``a,b+c,`` -> [[a], [b, c], []]: comma-separated entries of files, stacked with +. Where a name has one of
-    these in it, the longest part of the text that is a file is that file; ``~`` is the home folder."""
+    these in it, the longest part of the text that exists is that name; ``~`` is the home folder."""
     entries: list[list[str]] = [[]]
     sign = ","
     while sign:
@@ -140,6 +140,6 @@ def _first_file(text: str) -> tuple[str, str, str]:
     ends = [match.start() for match in re.finditer(r"[,+]|\Z", text)]
     for end in reversed(ends):
         for name in (text[:end], text[:end].strip()):
-            if os.path.isfile(os.path.expanduser(name)):
+            if os.path.exists(os.path.expanduser(name)):
                 return name, text[end : end + 1], text[end + 1 :]
     return text[: ends[0]].strip(), text[ends[0] : ends[0] + 1], text[ends[0] + 1 :]
