@@ -14,7 +14,9 @@ LAYER = {
     "files": 0,
     "names": 0,
     "settings": 0,
+    "texts": 0,
     "ops": 0,
+    "long_prompts": 1,
     "placement": 1,
     "recipes": 0,
     "sources": 1,
@@ -56,7 +58,7 @@ DIFFUSERS_USERS = {
 }
 
 
-FOUNDATIONS = {"errors", "settings"}  # below even what needs no torch
+FOUNDATIONS = {"errors", "settings", "texts"}  # below even what needs no torch
 
 
 def imports(path):

@@ -46,8 +46,8 @@ class _Common:
     dtype: str = option("auto", "auto: float16 on a GPU, float32 on the CPU", choices=DTYPES)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     threads: int = option(0, "CPU threads; 0: PyTorch's own choice")
-    out: str = option("", "write OUT.json, OUT.csv, OUT.md, OUT.png and OUT.svg")
-    compare: str = option("", "the .json of an earlier run to compare with")
+    out: str = option("", "write OUT.json, OUT.csv, OUT.md, OUT.png and OUT.svg", path=True)
+    compare: str = option("", "the .json of an earlier run to compare with", path=True)
     overwrite: bool = option(False, "replace files that are already there")
 
     def validate(self) -> None:
@@ -138,7 +138,7 @@ class SizesSettings(_Layers):
 class ImageSettings(_Common, OperatorChoices):
     """``sd-hyena benchmark image``; the operator's choices are those of untrained layers."""
 
-    model: str = option("", "demo, a diffusers folder, a single file, a hub id", short="-m")
+    model: str = option("", "demo, a diffusers folder, a single file, a hub id", short="-m", path=True)
     random_weights: str = option("", "instead of a model: this architecture, untrained", choices=("", *ARCHITECTURES))
     hyena: str = option(
         "",

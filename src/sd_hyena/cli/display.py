@@ -13,7 +13,7 @@ from rich.text import Text
 
 WIDTH_OF_FILES = 160  # columns
 
-console = Console(highlight=False, markup=False)
+console = Console(highlight=False, markup=False, emoji=False)
 
 
 def phase(text: str) -> None:
@@ -128,7 +128,7 @@ def counting_progress() -> Iterator[Callable[[int, int], None]]:
 def print_tables(tables: Sequence[Any], left: Collection[str] = ()) -> None:
     """Tables with their titles; where the output is no terminal, as wide as they need to be. Figures are on the
     right, the first column, advice and what is under the headings ``left`` on the left."""
-    wide = console if console.is_terminal else Console(highlight=False, markup=False, width=WIDTH_OF_FILES)
+    wide = console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=WIDTH_OF_FILES)
     for content in tables:
         table = Table(title=content.title)
         for position, heading in enumerate(content.headings):

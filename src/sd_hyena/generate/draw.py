@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from .. import patch
 from ..api import load_hyena
 from ..errors import SdHyenaError, UsageError
-from ..files import atomic_path
+from ..files import atomic_path, write_new
 from ..sources import hyena_path
+from .sampling import NotFiniteError, sample
 from .settings import SCHEDULERS, GenerateSettings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -40,12 +44,6 @@ def use_scheduler(pipe: Any, name: str) -> None:
 
     kind, options = SCHEDULERS[name]
     pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **options)
-
-
-def sample(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> list[Image.Image]:
-    """One picture per prompt; picture i depends on prompt i and seed i alone, not on its batch."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return pipe(list(prompts), generator=generators, **options).images
 
 
 def attach_entry(pipe: Any, files: Sequence[str], settings: GenerateSettings) -> list[str]:
@@ -82,18 +80,21 @@ def draw_sweep(pipe: Any, settings: GenerateSettings, seed: int, model_hash: str
             seeds = [seed + first + i for i in range(settings.num_images)]
             started = time.perf_counter()
             prompts = [settings.prompt] * len(seeds)
-            images = sample(
-                pipe,
-                prompts,
-                seeds,
-                negative_prompt=[settings.negative_prompt] * len(seeds),
-                **settings.sampling_options(),
-            )
+            try:
+                images = sample(
+                    pipe,
+                    prompts,
+                    seeds,
+                    negative_prompt=[settings.negative_prompt] * len(seeds),
+                    **settings.sampling_options(),
+                )
+            except NotFiniteError as error:
+                raise SdHyenaError(f"{'+'.join(files) or 'plain model'}, seed {seeds[0]}: {error}") from None
             seconds = (time.perf_counter() - started) / len(seeds)
             for i, image in enumerate(images):
                 text = parameters_text(pipe, settings, seeds[i], model_hash, files, layers)
-                save_png(image, paths[h][first + i], text)
-                yield Drawn(image, paths[h][first + i], h, seeds[i], seconds)
+                path = save_png(image, paths[h][first + i], text, settings.overwrite)
+                yield Drawn(image, path, h, seeds[i], seconds)
     patch.detach(pipe.unet)
 
 
@@ -122,16 +123,24 @@ def parameters_text(
     return "\n".join(lines)
 
 
-def save_png(image: Image.Image, path: Path, parameters: str = "") -> None:
-    """Writes a PNG atomically. Raises SdHyenaError if it cannot be written."""
+def save_png(image: Image.Image, path: Path, parameters: str = "", overwrite: bool = True) -> Path:
+    """Writes a PNG atomically; returns its path, which without ``overwrite`` is another one where something is at
+    ``path``. Raises SdHyenaError if it cannot be written."""
     info = PngInfo()
     if parameters:
         info.add_itxt("parameters", parameters) if not parameters.isascii() else info.add_text("parameters", parameters)
     try:
-        with atomic_path(path) as temporary:
-            image.save(temporary, "PNG", pnginfo=info)
+        if overwrite:
+            with atomic_path(path) as temporary:
+                image.save(temporary, "PNG", pnginfo=info)
+            return path
+        image.save(data := io.BytesIO(), "PNG", pnginfo=info)
+        written = write_new(path, data.getvalue())
     except OSError as error:
         raise SdHyenaError(f"{path}: cannot write: {error.strerror or error}") from error
+    if written != path:
+        logger.warning("%s has appeared meanwhile: this picture is %s", path, written.name)
+    return written
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str | Sequence[str]]) -> Image.Image:
