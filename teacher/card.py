@@ -12,7 +12,8 @@ from scorer_training import evaluate_scorer
 
 from sd_hyena.demo.scenes import COLOURS, PLACES, SUBJECTS, TEXTURES, all_scenes, held_out_scenes
 from sd_hyena.demo.scorer import fidelity, load_scorer
-from sd_hyena.generate.draw import contact_sheet, sample, save_png
+from sd_hyena.generate.draw import contact_sheet, save_png
+from sd_hyena.generate.sampling import sample
 from sd_hyena.machine import machine
 from sd_hyena.models import load_pipeline, locate
 

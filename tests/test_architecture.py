@@ -14,9 +14,12 @@ LAYER = {
     "files": 0,
     "names": 0,
     "settings": 0,
+    "texts": 0,
     "ops": 0,
+    "long_prompts": 1,
     "placement": 1,
     "recipes": 0,
+    "sources": 1,
     "nn": 1,
     "grid": 1,
     "hyena_attention": 3,
@@ -27,8 +30,11 @@ LAYER = {
     "checkpoint": 4,
     "models": 3,
     "patch": 4,
+    "combine": 5,
+    "flops": 3,
     "api": 5,
     "generate": 6,
+    "share": 7,
     "machine": 1,
     "benchmark": 7,
     "distill": 7,
@@ -53,7 +59,7 @@ DIFFUSERS_USERS = {
 }
 
 
-FOUNDATIONS = {"errors", "settings"}  # below even what needs no torch
+FOUNDATIONS = {"errors", "settings", "texts"}  # below even what needs no torch
 
 
 def imports(path):

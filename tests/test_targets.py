@@ -93,5 +93,5 @@ def test_bad_selections(unet, text, message):
 
 
 def test_not_a_unet():
-    with pytest.raises(UsageError, match="Linear is not a Stable Diffusion UNet"):
+    with pytest.raises(UsageError, match="Linear is no UNet of Stable Diffusion"):
         find_targets(torch.nn.Linear(2, 2))

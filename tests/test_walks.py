@@ -42,7 +42,8 @@ generate -m demo -p "a red cat" -y out/Hyena-00003.safetensors -W 64 -H 64 -s 2 
 evaluate -m demo -y out/Hyena-00003.safetensors --num_prompts 1 -W 64 -H 64 -s 2 -o report
 benchmark layer --kinds rows,sdp-math -W 64 -H 64 -b 1 --dim 16 --heads 2 --repeats 1 --out layer
 benchmark image -m demo --operator rows -t high -W 64 -H 64 -s 1 --repeats 1
-info out/Hyena-00003.safetensors
+convert out/Hyena-00003.safetensors -t OUT11 --dtype float16 -o folder
+info folder
 """
 
 

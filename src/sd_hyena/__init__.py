@@ -12,22 +12,43 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import nn
-    from .api import list_targets, load_hyena, load_operator, save_hyena, set_hyena_enabled, unload_hyena
+    from .api import (
+        AttachedLayer,
+        attached,
+        hyena_config,
+        hyena_state_dict,
+        list_targets,
+        load_hyena,
+        load_operator,
+        save_hyena,
+        set_hyena_enabled,
+        unload_hyena,
+    )
     from .errors import CheckpointError, SdHyenaError, UsageError
+    from .share import push_to_hub, save_pretrained
 
 __all__ = [
+    "AttachedLayer",
     "CheckpointError",
     "SdHyenaError",
     "UsageError",
+    "attached",
+    "hyena_config",
+    "hyena_state_dict",
     "list_targets",
     "load_hyena",
     "load_operator",
     "nn",
+    "push_to_hub",
     "save_hyena",
+    "save_pretrained",
     "set_hyena_enabled",
     "unload_hyena",
 ]
-_ERRORS = ("CheckpointError", "SdHyenaError", "UsageError")
+_WHERE = {
+    ".errors": ("CheckpointError", "SdHyenaError", "UsageError"),
+    ".share": ("push_to_hub", "save_pretrained"),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -35,7 +56,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "nn":
         return importlib.import_module(".nn", __name__)
-    return getattr(importlib.import_module(".errors" if name in _ERRORS else ".api", __name__), name)
+    module = next((module for module, names in _WHERE.items() if name in names), ".api")
+    return getattr(importlib.import_module(module, __name__), name)
 
 
 def __dir__() -> list[str]:

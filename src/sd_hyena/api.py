@@ -6,45 +6,125 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from . import checkpoint, patch
 from .config import SCALINGS
-from .errors import UsageError
-from .hyena_file import HyenaFile
+from .errors import CheckpointError, UsageError
+from .hyena_file import HyenaFile, Origin, gather
 from .targets import Target, check_fit, find_targets, select
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class AttachedLayer:
+    """One Hyena layer of a UNet: its name and operator in words, ``full`` or ``core``, the file it was loaded from,
+    whether it is switched on, and the relative error on held-out latents that training recorded. Prints as a line.
+    """
+
+    name: str
+    operator: str
+    form: str
+    file: Path | None
+    enabled: bool
+    relative_error: float | None
+
+    def __str__(self) -> str:
+        error = "" if self.relative_error is None else f", held-out error {self.relative_error:.4f}"
+        state = "on" if self.enabled else "off"
+        return f"{self.name}: {self.operator}, {state}{error}, from {self.file or 'no file'}"
+
+
+class AttachedLayers(dict[str, AttachedLayer]):
+    """By name, in running order. Prints as a line a layer."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.values())) or "no Hyena layers"
+
+
+def attached(pipe_or_unet: Any) -> AttachedLayers:
+    """What is attached, switched on or off."""
+    found = AttachedLayers()
+    for name, layer in patch.attached(patch.get_unet(pipe_or_unet)).items():
+        config, origin = layer.operator.config, layer.operator.origin or Origin({}, {}, {})
+        error = origin.figures.get("relative_error")
+        found[name] = AttachedLayer(name, config.label, config.form, origin.path, layer.enabled, error)
+    return found
+
+
 def load_hyena(
-    pipe_or_unet: Any, path: Path | str, targets: str | None = None, scaling: str | None = None
+    pipe_or_unet: Any,
+    source: Path | str | Mapping[str, Tensor],
+    targets: str | None = None,
+    scaling: str | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | bool | None = None,
 ) -> list[str]:
     """Replaces self-attention layers by the operators in a Hyena file; returns the replaced layers' names.
 
     Args:
-        path: a file written by sd-hyena, or by the 2024 original.
+        source: a file written by sd-hyena, or by the 2024 original; a folder or hub id (``user/name``) that
+            ``save_pretrained`` or ``push_to_hub`` wrote; or a state dict, as :func:`hyena_state_dict` returns it or
+            as it is in a file.
         targets: which of the file's layers to use: names, a comma list, ``high`` or ``all``; everything
             the file holds unless given. A file that does not name its layer needs exactly one name.
         scaling: ``extend`` or ``stretch``, overriding how the file says its blocks grow with larger images.
+        config: of a state dict: what :func:`hyena_config` returns, or a folder's config.json or a file's metadata
+            says. State dicts of the 2024 program need none.
+        revision, subfolder, token: of a hub id, as in huggingface_hub (a folder may have a subfolder too). Weights
+            alone are fetched, never code; what is in the hub's cache is used if the hub cannot be reached.
 
     Either all layers are replaced or none. Loading onto a layer that already has an operator replaces that
-    operator. Raises CheckpointError for an unusable file and UsageError if it does not fit this UNet.
+    operator, which stays switched on or off. Other layers start switched on, but off while there are layers and all
+    of them are off: what runs on attention goes on running on attention.
+    Raises CheckpointError for an unusable file and UsageError if it does not fit this UNet.
     """
     if scaling not in (None, *SCALINGS):
         raise UsageError(f"scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
     unet = patch.get_unet(pipe_or_unet)
-    file = checkpoint.load(path)
+    if isinstance(source, Mapping):
+        file = _from_state_dict(source, config or {})
+    elif config is not None:
+        raise UsageError(f"{source}: brings its own config: config= goes with a state dict")
+    else:
+        file = checkpoint.load(source, revision=revision, subfolder=subfolder, token=token)
     operators = {}
     for stored, name in choose_layers(unet, file, targets).items():
         if scaling is not None and "scaling" not in file.layers[stored].config.entry.options:
-            logger.warning("%s: layer %s has nothing that could be scaled: the scaling is ignored", path, name)
+            logger.warning("%s: layer %s has nothing that could be scaled: the scaling is ignored", file.label, name)
         operators[name] = file.build(stored, scaling)
-    patch.attach(unet, operators)
+    on = {name: layer.enabled for name, layer in patch.attached(unet).items()}
+    off = [name for name in operators if not on.get(name, not on or any(on.values()))]
+    if off:
+        logger.warning(
+            "%s: loaded switched off, as what is attached is: %s; set_hyena_enabled switches it on",
+            file.label,
+            ", ".join(off),
+        )
+    patch.attach(unet, operators, off=off)
     return list(operators)
+
+
+def _from_state_dict(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> HyenaFile:
+    for key, value in tensors.items():
+        if not isinstance(value, Tensor) or value.is_meta:
+            kind = "on the meta device" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
+            raise CheckpointError(f"the state dict: {key} is {kind}, not a tensor with values")
+    if not config and any(key.startswith("layers.") for key in tensors):
+        raise UsageError(
+            "a state dict says nothing about its operators: give config=, which is what sd_hyena.hyena_config returns, "
+            "or what the folder's config.json or the file's metadata says"
+        )
+    return checkpoint.parse("the state dict", config, dict(tensors))
 
 
 def choose_layers(unet: nn.Module, file: HyenaFile, targets: str | None) -> dict[str, str]:
@@ -59,11 +139,11 @@ def choose_layers(unet: nn.Module, file: HyenaFile, targets: str | None) -> dict
         try:
             check_fit(available, name, config)
         except UsageError as error:
-            raise UsageError(f"{file.path}: {error}") from None
+            raise UsageError(f"{file.label}: {error}") from None
         heads = available[name].heads
         if "feature_map" in config.entry.options and config.attention_heads != heads:
             raise UsageError(
-                f"{file.path}: layer {name} has {heads} attention heads, but the operator was taught by one with "
+                f"{file.label}: layer {name} has {heads} attention heads, but the operator was taught by one with "
                 f"{config.attention_heads}: it belongs to another architecture"
             )
     return chosen
@@ -72,10 +152,10 @@ def choose_layers(unet: nn.Module, file: HyenaFile, targets: str | None) -> dict
 def _choose(available: dict[str, Target], file: HyenaFile, targets: str | None) -> dict[str, str]:
     if "" in file.layers:
         if targets is None:
-            raise UsageError(f"{file.path}: does not say which layer it holds: name it with a target such as IN01")
+            raise UsageError(f"{file.label}: does not say which layer it holds: name it with a target such as IN01")
         names = [t.name for t in select(available, targets)]
         if len(names) != 1:
-            raise UsageError(f"{file.path}: holds one layer, but target {targets!r} selects {len(names)}")
+            raise UsageError(f"{file.label}: holds one layer, but target {targets!r} selects {len(names)}")
         return {"": names[0]}
     if targets is None:
         return {name: name for name in file.layers}
@@ -83,7 +163,7 @@ def _choose(available: dict[str, Target], file: HyenaFile, targets: str | None) 
     group = any(word.strip().lower() in ("all", "high") for word in targets.split(","))
     missing = [name for name in wanted if name not in file.layers]
     if (missing and not group) or len(missing) == len(wanted):
-        raise UsageError(f"{file.path}: holds no layer {missing[0]}; it has {', '.join(file.layers)}")
+        raise UsageError(f"{file.label}: holds no layer {missing[0]}; it has {', '.join(file.layers)}")
     return {name: name for name in wanted if name in file.layers}
 
 
@@ -93,29 +173,52 @@ def unload_hyena(pipe_or_unet: Any, targets: str | None = None) -> None:
     patch.detach(unet, None if targets is None else [t.name for t in select(find_targets(unet), targets)])
 
 
-def set_hyena_enabled(pipe_or_unet: Any, enabled: bool) -> None:
-    """Switches all attached layers between Hyena (True) and the attention they replaced (False)."""
-    patch.set_enabled(patch.get_unet(pipe_or_unet), enabled)
+def set_hyena_enabled(pipe_or_unet: Any, enabled: bool, targets: str | None = None) -> None:
+    """Switches attached layers, all or those that ``targets`` selects, between Hyena (True) and the attention they
+    replaced (False).
 
-
-def save_hyena(pipe_or_unet: Any, path: Path | str) -> None:
-    """Writes all attached layers to one file, with the records of the first layer's file.
-
-    Raises UsageError if none is attached, CheckpointError if the file cannot be written.
+    ``high``, ``all`` and ``IN07`` for all layers of its block mean what is attached of them. Raises UsageError if
+    there is no such layer, or nothing is attached there.
     """
+    unet = patch.get_unet(pipe_or_unet)
+    names = None
+    if targets is not None:
+        there = patch.attached(unet)
+        for word in targets.split(","):
+            if not any(target.name in there for target in select(find_targets(unet), word)):
+                has = f"there are {', '.join(there)}" if there else "nothing is attached"
+                raise UsageError(f"no Hyena layer at {word.strip()}: {has}")
+        names = [target.name for target in select(find_targets(unet), targets)]
+    patch.set_enabled(unet, enabled, names)
+
+
+def attached_file(pipe_or_unet: Any) -> HyenaFile:
+    """All attached layers, switched on or off, as a file holds them. Raises UsageError if there are none."""
     layers = patch.attached(patch.get_unet(pipe_or_unet))
     if not layers:
         raise UsageError("there are no Hyena layers to save: load some first")
     operators = {name: layer.operator for name, layer in layers.items()}
-    origins = {name: operator.origin for name, operator in operators.items() if operator.origin is not None}
-    first = next(iter(origins.values()), None)
-    checkpoint.save(
-        path,
-        operators,
-        figures={name: origin.figures for name, origin in origins.items()},
-        teacher=first.teacher if first else {},
-        training=first.training if first else {},
-    )
+    return gather(operators, {name: op.origin for name, op in operators.items() if op.origin is not None})
+
+
+def hyena_state_dict(pipe_or_unet: Any) -> dict[str, Tensor]:
+    """The weights of all attached layers by the names they have in a file, copies on the CPU:
+    ``load_hyena(other, hyena_state_dict(pipe), config=hyena_config(pipe))``. Raises UsageError if there are none.
+    """
+    return checkpoint.tensors_of(attached_file(pipe_or_unet))
+
+
+def hyena_config(pipe_or_unet: Any) -> dict[str, Any]:
+    """What goes with :func:`hyena_state_dict`: the operators' settings, figures and training records, for JSON."""
+    return checkpoint.describe(attached_file(pipe_or_unet))
+
+
+def save_hyena(pipe_or_unet: Any, path: Path | str) -> None:
+    """Writes all attached layers to one file, with the records of the files they came from.
+
+    Raises UsageError if none is attached, CheckpointError if the file cannot be written.
+    """
+    checkpoint.write(path, attached_file(pipe_or_unet))
 
 
 def list_targets(pipe_or_unet: Any) -> list[str]:
@@ -123,16 +226,18 @@ def list_targets(pipe_or_unet: Any) -> list[str]:
     return list(find_targets(patch.get_unet(pipe_or_unet)))
 
 
-def load_operator(path: Path | str) -> nn.Module:
-    """The operator of a file with one layer, called as ``op(x, size=(h, w))`` on x (B, h * w, D).
+def load_operator(source: Path | str) -> nn.Module:
+    """The operator of a file, folder or hub id with one layer, called as ``op(x, size=(h, w))`` on x (B, h * w, D).
 
     Raises UsageError if the file holds several layers or one in ``core`` form, which cannot run without
     its teacher's projections; CheckpointError if the file is unusable.
     """
-    file = checkpoint.load(path)
+    file = checkpoint.load(source)
     if len(file.layers) != 1:
-        raise UsageError(f"{path}: holds {len(file.layers)} layers ({', '.join(file.layers)}): use load_hyena")
+        raise UsageError(f"{file.label}: holds {len(file.layers)} layers ({', '.join(file.layers)}): use load_hyena")
     (name,) = file.layers
     if file.layers[name].config.form == "core":
-        raise UsageError(f"{path}: holds a core operator, which runs on its teacher's projections: use load_hyena")
+        raise UsageError(
+            f"{file.label}: holds a core operator, which runs on its teacher's projections: use load_hyena"
+        )
     return file.build(name)

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from . import legacy
 from .errors import CheckpointError
-from .files import atomic_path, hyena_path
-from .hyena_file import HyenaFile, LayerInfo
+from .files import atomic_path
+from .hyena_file import HyenaFile, LayerInfo, Origin, gather
 from .nn import Operator, OperatorConfig, build
-from .placement import weights_of
+from .sources import hyena_path
 from .targets import NAME
 
 FORMAT, VERSION = "sd-hyena", 1
@@ -35,46 +35,69 @@ def save(path: Path | str, operators: Mapping[str, Operator], **sections: Any) -
     ``sections`` may hold ``teacher``, ``training`` (dicts) and ``figures`` (per target, a dict of numbers).
     Raises CheckpointError if the file cannot be written; what was there before is then untouched.
     """
-    operators = {name: operator.folded() for name, operator in operators.items()}
-    figures = sections.get("figures", {})
-    layers = {
-        name: {"config": operator.config.to_dict(), "figures": figures.get(name, {})}
-        for name, operator in operators.items()
-    }
-    metadata = {
-        "format": FORMAT,
-        "format_version": str(VERSION),
-        "layers": json.dumps(layers),
-        "teacher": json.dumps(sections.get("teacher", {})),
-        "training": json.dumps(sections.get("training", {})),
-    }
-    tensors = {
-        f"layers.{name}.{key}": value
-        for name, operator in operators.items()
-        for key, value in weights_of(operator).items()
-    }
+    figures, teacher, training = (sections.get(name, {}) for name in ("figures", "teacher", "training"))
+    write(path, gather(operators, {name: Origin(figures.get(name, {}), teacher, training) for name in operators}))
+
+
+def write(path: Path | str, file: HyenaFile) -> None:
+    """:func:`save` for layers as a file holds them, all of them named."""
     try:
         with atomic_path(path) as temporary:
-            temporary.write_bytes(serialise(tensors, metadata))
+            temporary.write_bytes(to_bytes(file))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot write: {error.strerror or error}") from error
 
 
-def load(path: Path | str) -> HyenaFile:
+def describe(file: HyenaFile) -> dict[str, Any]:
+    """All that a file holds but its tensors, ready for JSON. A layer has records of its own where they differ."""
+    layers: dict[str, Any] = {}
+    for name, layer in file.layers.items():
+        layers[name] = {"config": layer.config.to_dict(), "figures": layer.figures}
+        for section, shared in (("teacher", file.teacher), ("training", file.training)):
+            own = getattr(layer, section)
+            if own is not None and own != shared:
+                layers[name][section] = own
+    return {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "layers": layers,
+        "teacher": file.teacher,
+        "training": file.training,
+    }
+
+
+def to_bytes(file: HyenaFile) -> bytes:
+    """A whole file, :func:`describe` being its metadata."""
+    described = {key: value if isinstance(value, str) else json.dumps(value) for key, value in describe(file).items()}
+    return serialise(tensors_of(file), described)
+
+
+def tensors_of(file: HyenaFile) -> dict[str, Tensor]:
+    """A file's tensors by the names they have in it, each with memory of its own (the 2024 program shares some)."""
+    return {f"layers.{name}.{key}": value.clone() for name, each in file.tensors.items() for key, value in each.items()}
+
+
+def load(source: Path | str, **where: Any) -> HyenaFile:
     """Reads and checks a file: names, shapes, finite values. Nothing is built or attached.
 
-    ``path`` may be "demo", the bundled model's student. Raises CheckpointError, naming the file and what is
-    wrong with it.
+    ``source`` is a file, a folder or a hub id, or "demo", the bundled model's student; ``where``: options of
+    :func:`sd_hyena.sources.hyena_path`. Raises CheckpointError, naming the file and what is wrong with it.
     """
-    path = hyena_path(path)
-    metadata, tensors = _read(path)
-    if metadata.get("format") == FORMAT:
-        file = _parse(path, metadata, tensors)
-    else:
-        file = legacy.parse(path, metadata, tensors)
+    path = hyena_path(source, **where)
+    file = parse(path, *_read(path))
     file.path = path
+    return file
+
+
+def parse(label: Path | str, metadata: Mapping[str, Any], tensors: dict[str, Tensor]) -> HyenaFile:
+    """:func:`load` for what was read already. ``metadata`` is a file's, or :func:`describe`'s; none for layers of
+    the 2024 program. ``label`` starts every message."""
+    if metadata.get("format") == FORMAT:
+        file = _parse(label, metadata, tensors)
+    else:
+        file = legacy.parse(label, {key: str(value) for key, value in metadata.items()}, tensors)
     for name, layer in file.layers.items():
-        _check_tensors(path, name, layer.config, file.tensors[name])
+        _check_tensors(label, name, layer.config, file.tensors[name])
     return file
 
 
@@ -95,8 +118,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> HyenaFile:
-    version = metadata.get("format_version", "")
+def _parse(path: Path | str, metadata: Mapping[str, Any], tensors: dict[str, Tensor]) -> HyenaFile:
+    version = str(metadata.get("format_version", ""))
     if version not in map(str, range(1, VERSION + 1)):
         raise CheckpointError(
             f"{path}: format version {version[:20]!r} is not one this sd-hyena reads (1 to {VERSION}): update sd-hyena"
@@ -120,7 +143,9 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
         figures = entry.get("figures")
         if not isinstance(figures, dict):
             figures = {}
-        layers[name] = LayerInfo(config, {k: v for k, v in figures.items() if isinstance(v, int | float)})
+        figures = {k: v for k, v in figures.items() if isinstance(v, int | float)}
+        own = (value if isinstance(value := entry.get(key), dict) else None for key in ("teacher", "training"))
+        layers[name] = LayerInfo(config, figures, *own)
         prefix = f"layers.{name}."
         grouped[name] = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
         claimed.update(key for key in tensors if key.startswith(prefix))
@@ -131,9 +156,10 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
     return HyenaFile(layers, grouped, sections["teacher"], sections["training"], int(version))
 
 
-def _json_object(path: Path, metadata: dict[str, str], name: str) -> dict[str, Any]:
+def _json_object(path: Path | str, metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = metadata.get(name, {})
     try:
-        value = json.loads(metadata.get(name, "{}"))
+        value = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -141,7 +167,7 @@ def _json_object(path: Path, metadata: dict[str, str], name: str) -> dict[str, A
     return value
 
 
-def _check_tensors(path: Path, name: str, config: OperatorConfig, tensors: dict[str, Tensor]) -> None:
+def _check_tensors(path: Path | str, name: str, config: OperatorConfig, tensors: dict[str, Tensor]) -> None:
     label = f"layer {name}: " if name else ""
     try:
         with torch.device("meta"):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .long_prompts import warn_of_cut
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -53,7 +55,10 @@ def recognise(shapes: Mapping[str, Sequence[int]]) -> Family | None:
 
 
 def encode_prompt(pipe: Any, prompt: str) -> tuple[Tensor, ...]:
-    """States with the prompt and with none, as the pipeline guides with; SDXL: then both pooled ones. On the CPU."""
+    """States with the prompt and with none, as the pipeline guides with; SDXL: then both pooled ones. On the CPU.
+
+    All prompts have equally many tokens: what is beyond them is cut, and said."""
+    warn_of_cut(pipe, prompt)
     options = {"num_images_per_prompt": 1, "do_classifier_free_guidance": True}
     return tuple(text.cpu() for text in pipe.encode_prompt(prompt, device=pipe.unet.device, **options))
 

@@ -7,6 +7,7 @@ aliases are put back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ _MARKS = (
 )
 
 
-def parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> HyenaFile:
+def parse(path: Path | str, metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> HyenaFile:
     """A :class:`HyenaFile` with one layer. Raises CheckpointError if the tensors are not such a layer's."""
     missing = [key for key in _MARKS if key not in tensors]
     if missing:
@@ -69,7 +70,7 @@ def parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> H
     return HyenaFile({name: LayerInfo(config)}, {name: tensors}, training=training, version=0)
 
 
-def _grid(metadata: dict[str, str], length: int) -> tuple[int, int]:
+def _grid(metadata: Mapping[str, str], length: int) -> tuple[int, int]:
     """(h, w) in latent cells from the metadata if it agrees with the tensors, else length x 1."""
     values = [metadata.get(key, "") for key in ("train_height", "train_width")]
     if all(v.isdecimal() and len(v) < 6 for v in values):

@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def locate(name: str) -> ModelSource:
     """Raises UsageError if ``name`` is neither the bundled model, something on disk, nor shaped like a hub id."""
     if name == DEMO:
         return ModelSource(name, "folder", str(DEMO_DIR))
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise UsageError(f"model {name}: the folder has no model_index.json, so it is not a diffusers pipeline")

@@ -21,7 +21,7 @@ from .hyena_attention import Attention, HyenaAttention, has_adapters, put_in, ta
 from .nn import Operator
 from .nn.teacher import is_plain_self_attention
 from .placement import follow
-from .targets import Target, check_fit, find_targets
+from .targets import SUPPORTED, Target, check_fit, find_targets
 
 _OPERATORS, _HOOKS = "_sd_hyena_operators", "_sd_hyena_hooks"  # a UNet's own record: by target name; hooks
 logger = logging.getLogger(__name__)
@@ -46,9 +46,7 @@ def get_unet(pipe_or_unet: Any) -> nn.Module:
     unet = getattr(pipe_or_unet, "unet", pipe_or_unet)
     unet = getattr(unet, "_orig_mod", unet)
     if not isinstance(unet, nn.Module):
-        raise UsageError(
-            f"{type(pipe_or_unet).__name__} has no UNet: Hyena layers are for the UNets of Stable Diffusion 1, 2 and XL"
-        )
+        raise UsageError(f"{type(pipe_or_unet).__name__} has no UNet: Hyena layers are for those of {SUPPORTED}")
     return unet
 
 
@@ -63,11 +61,12 @@ def attached(unet: nn.Module) -> dict[str, Layer]:
     }
 
 
-def attach(unet: nn.Module, operators: Mapping[str, Operator], convert: bool = True) -> None:
+def attach(unet: nn.Module, operators: Mapping[str, Operator], convert: bool = True, off: Collection[str] = ()) -> None:
     """Has each named target compute by its operator; a target that has one already gets the new one.
 
     Operators are moved to the device and dtype of the layer they replace and put in evaluation mode, unless
-    ``convert`` is off: training keeps its own device and precision, and the layers stay where they are.
+    ``convert`` is off: training keeps its own device and precision, and the layers stay where they are. Those named
+    in ``off`` start switched off.
     Raises UsageError, with the UNet untouched, if a target does not exist, does not fit its operator, does
     more than plain self-attention, or has no weights.
     """
@@ -84,7 +83,8 @@ def attach(unet: nn.Module, operators: Mapping[str, Operator], convert: bool = T
         if name in here:
             _switch(here[name], False)
         record[name] = operator
-        _switch(Layer(targets[name], operator, unet.get_submodule(targets[name].path)), True, convert)
+        if name not in off:
+            _switch(Layer(targets[name], operator, unet.get_submodule(targets[name].path)), True, convert)
     _refresh(unet)
     _tell_of_lora(unet, operators)
 

@@ -1,12 +1,14 @@
 """Dataclasses as settings: command-line flags, TOML recipes and saved metadata are views of the same fields.
 
-Precedence: flag, then recipe, then default. Every flag ``--some_name`` may also be written ``--some-name``.
+Precedence: flag, then recipe, then default.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import os
 import shlex
 import tomllib
 from collections.abc import Callable, Collection
@@ -14,15 +16,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import UsageError
+from .texts import check_text, read_text
 
 T = TypeVar("T")
 
 
 def option(
-    default: Any = dataclasses.MISSING, help: str = "", *, short: str = "", choices: tuple[str, ...] | None = None
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    short: str = "",
+    choices: tuple[str, ...] | None = None,
+    path: bool = False,
 ) -> Any:
-    """A dataclass field with what its command-line flag needs."""
-    return dataclasses.field(default=default, metadata={"help": help, "short": short, "choices": choices})
+    """A dataclass field with what its command-line flag needs; ``~`` in a ``path`` is the home folder."""
+    metadata = {"help": help, "short": short, "choices": choices, "path": path}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings: type) -> None:
@@ -46,19 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser, settings: type) -> None:
             )
 
 
-def canonical_flags(argv: list[str]) -> list[str]:
-    """``--some-name=x`` -> ``--some_name=x``; values and everything after ``--`` are left alone."""
-    result: list[str] = []
-    for position, word in enumerate(argv):
-        if word == "--":
-            return result + argv[position:]
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            word = "--" + name[2:].replace("-", "_") + equals + value
-        result.append(word)
-    return result
-
-
 def resolve(
     settings: type[T],
     flags: dict[str, Any],
@@ -71,7 +67,10 @@ def resolve(
     unreadable recipe, a key that is no setting, a value of the wrong type, or a required setting that
     neither gives.
     """
-    values = (_read_recipe(settings, Path(recipe)) if recipe else {}) | flags
+    values = (_read_recipe(settings, Path(os.path.expanduser(recipe))) if recipe else {}) | flags
+    for f in dataclasses.fields(settings):  # type: ignore[arg-type]
+        if f.metadata["path"] and f.name in values:
+            values[f.name] = os.path.expanduser(values[f.name])
     required = [f for f in dataclasses.fields(settings) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
     for f in required:
         if f.name not in values:
@@ -81,9 +80,9 @@ def resolve(
 
 def _read_recipe(settings: type, path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: cannot read the recipe: {getattr(error, 'strerror', None) or error}") from None
+        values = tomllib.loads(read_text(path, "recipe"))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe {path}: cannot be read: {error}") from None
     fields = {f.name: f for f in dataclasses.fields(settings)}
     for key, value in values.items():
         if key not in fields:
@@ -92,6 +91,8 @@ def _read_recipe(settings: type, path: Path) -> dict[str, Any]:
         kind = kinds[str(fields[key].type)]
         if not isinstance(value, kind) or (isinstance(value, bool) and fields[key].type != "bool"):
             raise UsageError(f"{path}: {key} = {value!r} should be of type {fields[key].type}")
+        if isinstance(value, str):
+            check_text(f"{path}: {key} =", value)
         choices = fields[key].metadata["choices"]
         if choices and value not in choices:
             raise UsageError(f"{path}: {key} = {value!r} should be one of {', '.join(choices)}")
@@ -104,8 +105,7 @@ def to_toml(settings: Any) -> str:
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
         if isinstance(value, str):
-            escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-            text = f'"{escaped}"'
+            text = json.dumps(value, ensure_ascii=False)  # its escapes are TOML's
         else:
             text = str(value).lower() if isinstance(value, bool) else repr(value)
         lines.append(f"{f.name} = {text}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"(?:(?:IN|OUT)\d{2}|M00)(?:\.\d{1,3})?")
 GROUPS = ("all", "high")
+SUPPORTED = "Stable Diffusion 1, 2 and XL"
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,9 @@ def find_targets(unet: nn.Module) -> dict[str, Target]:
 
     Raises UsageError if the module is not a UNet of the Stable Diffusion family.
     """
-    if not all(hasattr(unet, name) for name in ("down_blocks", "mid_block", "up_blocks", "config")):
-        raise UsageError(
-            f"{type(unet).__name__} is not a Stable Diffusion UNet: it has no down_blocks, mid_block and up_blocks"
-        )
+    known = all(hasattr(unet, name) for name in ("down_blocks", "mid_block", "up_blocks", "config"))
+    if not known or "layers_per_block" not in unet.config:
+        raise UsageError(f"{type(unet).__name__} is no UNet of {SUPPORTED}, and Hyena layers are for those alone")
     layers = unet.config.layers_per_block
     count = len(unet.down_blocks)
     per_block = list(layers) if isinstance(layers, list | tuple) else [layers] * count
@@ -88,6 +88,8 @@ def find_targets(unet: nn.Module) -> dict[str, Target]:
                 2 ** (count - 1 - b),
             )
         start += per_block[count - 1 - b] + 1
+    if not found:
+        raise UsageError(f"{type(unet).__name__} has no self-attention layers as UNets of {SUPPORTED} have them")
     return found
 
 

@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from sd_hyena.cli import COMMANDS, main
-from sd_hyena.settings import canonical_flags
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
@@ -36,11 +35,6 @@ def test_debug_shows_the_traceback():
 
     with pytest.raises(UsageError):
         main(["train", "-m", "no-such", "--debug"])
-
-
-def test_underscores_and_dashes():
-    words = ["--save-every-n-steps=3", "-p", "two-part", "--", "--a-b"]
-    assert canonical_flags(words) == ["--save_every_n_steps=3", "-p", "two-part", "--", "--a-b"]
 
 
 def test_unknown_command_and_option():

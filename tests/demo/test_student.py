@@ -8,8 +8,8 @@ from sd_hyena import checkpoint, patch
 from sd_hyena.cli import main
 from sd_hyena.errors import CheckpointError
 from sd_hyena.evaluate import EvaluateSettings, evaluate
-from sd_hyena.files import STUDENT_FILE
 from sd_hyena.models import fingerprint
+from sd_hyena.sources import STUDENT_FILE
 
 
 def test_it_holds_all_sixteen_layers_of_this_teacher(pipe):

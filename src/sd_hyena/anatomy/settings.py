@@ -19,10 +19,12 @@ FILES = ("anatomy.md", "anatomy.json", "anatomy.png", "displacement.png")
 class AnatomySettings:
     """Settings of one examination. ``validate`` checks what needs no model."""
 
-    model: str = option("", "demo, a diffusers folder, a single file, a hub id", short="-m")
+    model: str = option("", "demo, a diffusers folder, a single file, a hub id", short="-m", path=True)
     random_weights: str = option("", "instead of a model: this architecture, untrained", choices=("", *ARCHITECTURES))
     target: str = option("all", "which layers to look at", short="-t")
-    prompts: str = option("", "file with one prompt a line; unless given, the bundled model's or a short general list")
+    prompts: str = option(
+        "", "file with one prompt a line; unless given, the bundled model's or a short general list", path=True
+    )
     num_prompts: int = option(4, "how many pictures the model draws, to look at itself on", short="-n")
     width: int = option(512, "image width in px; demo: 256 unless given", short="-W")
     height: int = option(512, "image height in px; demo: 256 unless given", short="-H")
@@ -33,7 +35,7 @@ class AnatomySettings:
     samples: int = option(2, "noised latents in each band")
     rank: int = option(16, "of the low-rank oracles; an eighth of the cells on small grids")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    out: str = option("", f"folder for {', '.join(FILES)}; unless given, only print", short="-o")
+    out: str = option("", f"folder for {', '.join(FILES)}; unless given, only print", short="-o", path=True)
     overwrite: bool = option(False, "replace files that are already there")
 
     def validate(self) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from ..config import OPERATORS, OperatorChoices
 from ..errors import UsageError
 from ..families import ARCHITECTURES
-from ..files import hyena_path
 from ..generate.settings import split_entries
 from ..settings import option
+from ..sources import hyena_path
 from ..targets import parse_names
 
 RIVALS = ("linear", "windows")  # operators that are no Hyena
@@ -46,8 +46,8 @@ class _Common:
     dtype: str = option("auto", "auto: float16 on a GPU, float32 on the CPU", choices=DTYPES)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     threads: int = option(0, "CPU threads; 0: PyTorch's own choice")
-    out: str = option("", "write OUT.json, OUT.csv, OUT.md, OUT.png and OUT.svg")
-    compare: str = option("", "the .json of an earlier run to compare with")
+    out: str = option("", "write OUT.json, OUT.csv, OUT.md, OUT.png and OUT.svg", path=True)
+    compare: str = option("", "the .json of an earlier run to compare with", path=True)
     overwrite: bool = option(False, "replace files that are already there")
 
     def validate(self) -> None:
@@ -138,10 +138,12 @@ class SizesSettings(_Layers):
 class ImageSettings(_Common, OperatorChoices):
     """``sd-hyena benchmark image``; the operator's choices are those of untrained layers."""
 
-    model: str = option("", "demo, a diffusers folder, a single file, a hub id", short="-m")
+    model: str = option("", "demo, a diffusers folder, a single file, a hub id", short="-m", path=True)
     random_weights: str = option("", "instead of a model: this architecture, untrained", choices=("", *ARCHITECTURES))
     hyena: str = option(
-        "", "Hyena file(s): comma-separated entries are timed in turn, a+b stacks; each next to attention", short="-y"
+        "",
+        "Hyena file(s), folders, hub ids: comma-separated entries are timed in turn, a+b stacks; all next to attention",
+        short="-y",
     )
     target: str = option("", "layers to replace; with random weights, by untrained Hyena layers", short="-t")
     attention: str = option("sdpa", "comma list of the attentions to compare with: sdpa, naive, xformers")

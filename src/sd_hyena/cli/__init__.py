@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
 import sys
@@ -10,7 +9,8 @@ import sys
 from .. import __version__
 from ..errors import SdHyenaError, UsageError
 from ..ops import environment
-from ..settings import canonical_flags
+from ..texts import check_text
+from .parser import Parser
 
 COMMANDS = {
     "anatomy": "show what a model's self-attention looks like, and what could replace it",
@@ -18,6 +18,9 @@ COMMANDS = {
     "train": "teach Hyena layers to do what a model's self-attention does",
     "generate": "draw pictures with any set of layers replaced",
     "info": "print what a Hyena file holds",
+    "targets": "list a model's self-attention layers and what they cost",
+    "merge": "put the layers of several Hyena files into one",
+    "convert": "write a Hyena file anew: 2024 files, other types, some layers, folders for the hub",
     "evaluate": "measure how far a student's pictures are from its teacher's",
     "benchmark": "time a Hyena layer against attention at growing sizes",
     "demo": "the whole story on the bundled model, with a report",
@@ -26,11 +29,11 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 failure, 2 usage, 130 interrupted."""
-    arguments = canonical_flags(list(sys.argv[1:] if argv is None else argv))
-    parser = argparse.ArgumentParser(
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = Parser(
         prog="sd-hyena",
         description="Hyena operators in place of Stable Diffusion's self-attention.",
-        epilog="Every --long_name may also be written --long-name.",
+        epilog="Every --long_name may also be written --long-name, or shortened while no other begins like it.",
     )
     parser.add_argument("--version", action="version", version=f"sd-hyena {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -48,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="sd-hyena: %(message)s")
     logging.getLogger("sd_hyena").setLevel(logging.INFO)
     try:
+        for name, value in args.items():
+            if isinstance(value, str):
+                check_text(name, value)
         environment.kernel()
         return run(args)
     except KeyboardInterrupt:

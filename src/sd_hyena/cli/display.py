@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.text import Text
 
 WIDTH_OF_FILES = 160  # columns
 
-console = Console(highlight=False, markup=False)
+console = Console(highlight=False, markup=False, emoji=False)
 
 
 def phase(text: str) -> None:
@@ -125,14 +125,15 @@ def counting_progress() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def print_tables(tables: Sequence[Any]) -> None:
-    """Tables with their titles; where the output is no terminal, as wide as they need to be."""
-    wide = console if console.is_terminal else Console(highlight=False, markup=False, width=WIDTH_OF_FILES)
+def print_tables(tables: Sequence[Any], left: Collection[str] = ()) -> None:
+    """Tables with their titles; where the output is no terminal, as wide as they need to be. Figures are on the
+    right, the first column, advice and what is under the headings ``left`` on the left."""
+    wide = console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=WIDTH_OF_FILES)
     for content in tables:
         table = Table(title=content.title)
         for position, heading in enumerate(content.headings):
             words = not position or heading == "advice"
-            table.add_column(heading, justify="left" if words else "right", no_wrap=words)
+            table.add_column(heading, justify="left" if words or heading in left else "right", no_wrap=words)
         for line in content.lines:
             table.add_row(*line)
         wide.print(table)

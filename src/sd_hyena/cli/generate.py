@@ -72,7 +72,6 @@ def _draw(settings: GenerateSettings, source: Any) -> int:
         console.print(f"{done}/{total} {drawn.path} seed {drawn.seed}, {drawn.seconds:.2f} s", soft_wrap=True)
     if settings.grid:
         labels = [" + ".join(files) or f"{settings.model} (attention)" for files in settings.entries()]
-        path = Path(settings.out_dir) / GRID_NAME
-        save_png(contact_sheet(rows, labels), path)
+        path = save_png(contact_sheet(rows, labels), Path(settings.out_dir) / GRID_NAME, overwrite=settings.overwrite)
         console.print(str(path), soft_wrap=True)
     return 0

@@ -8,32 +8,28 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="a Hyena file of ours or of the 2024 sd-hyena")
+    parser.add_argument("file", help="a Hyena file of ours or of the 2024 sd-hyena, a folder or a hub id")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
 
 def run(args: dict[str, Any]) -> int:
     from rich.table import Table
 
-    from .. import checkpoint
+    from ..checkpoint import describe, load
+    from ..combine import dtype_of
     from .display import console
 
-    file = checkpoint.load(args["file"])
+    file = load(args["file"])
     counts = {name: sum(t.numel() for t in tensors.values()) for name, tensors in file.tensors.items()}
+    types = {name: dtype_of(tensors) for name, tensors in file.tensors.items()}
     if args["json"]:
-        layers = {
-            n: {"config": v.config.to_dict(), "parameters": counts[n], "figures": v.figures}
-            for n, v in file.layers.items()
-        }
-        print(
-            json.dumps(
-                {"version": file.version, "layers": layers, "teacher": file.teacher, "training": file.training},
-                indent=2,
-            )
-        )
+        described = describe(file)
+        layers = {n: v | {"parameters": counts[n], "dtype": types[n]} for n, v in described["layers"].items()}
+        report = {"version": file.version, "layers": layers}
+        print(json.dumps(report | {key: described[key] for key in ("teacher", "training")}, indent=2))
         return 0
     origin = f"sd-hyena format {file.version}" if file.version else "2024 sd-hyena (one causal layer)"
-    console.print(f"{args['file']}: {origin}", soft_wrap=True)
+    console.print(f"{args['file']}: {origin}, {' and '.join(sorted(set(types.values())))}", soft_wrap=True)
     table = Table()
     for heading in ("layer", "operator", "channels", "trained grid", "parameters", "held-out error"):
         table.add_column(heading, justify="left" if heading in ("layer", "operator") else "right")
@@ -49,7 +45,14 @@ def run(args: dict[str, Any]) -> int:
             "-" if error is None else f"{error:.4f}",
         )
     console.print(table)
-    for title, section in (("teacher", file.teacher), ("training", file.training)):
-        if section:
-            console.print(f"{title}: " + ", ".join(f"{k}={v}" for k, v in section.items() if v != ""), soft_wrap=True)
+    for title in ("teacher", "training"):
+        records: dict[str, list[str]] = {}
+        for name in file.layers:
+            section = getattr(file.origin(name), title)
+            text = ", ".join(f"{k}={v}" for k, v in section.items() if v != "")
+            records.setdefault(text, []).append(name)
+        for text, names in records.items():
+            whose = f" of {', '.join(names)}" if len(records) > 1 else ""
+            if text or whose:
+                console.print(f"{title}{whose}: {text or 'not recorded'}", soft_wrap=True)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def run(args: dict[str, Any]) -> int:
     except KeyboardInterrupt:
         console.print(f"stopped; finished shards are kept in {folder}: the same command goes on", soft_wrap=True)
         raise
-    console.print(f"{plan.n_items} pictures in {folder}: sd-hyena train --data_dir {folder}", soft_wrap=True)
+    command = f"sd-hyena train --data_dir {shlex.quote(str(folder))}"
+    console.print(f"{plan.n_items} pictures in {folder}: {command}", soft_wrap=True)
     return 0
 
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..errors import SdHyenaError
 from ..families import encode_prompt
+from .images import read_rgb
 from .prompts import CaptionedImage
 
 
@@ -32,15 +32,9 @@ def nearest_size(image: CaptionedImage, sizes: Sequence[tuple[int, int]]) -> tup
 def read_image(path: Path, size: tuple[int, int]) -> Tensor:
     """An image scaled to cover ``size``, (width, height) in px, and cut to it about its centre.
 
-    Returns (3, height, width) in [-1, 1]; what is transparent becomes white. Raises SdHyenaError.
+    Returns (3, height, width) in [-1, 1]. Raises SdHyenaError.
     """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGBA")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SdHyenaError(f"image {path}: cannot be read: {error}") from None
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    image = ImageOps.fit(read_rgb(path), size, Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 
+from ..generate.sampling import NotFiniteError, sample
 from ..patch import attach, detach
 from .results import Progress
 from .students import Students
 
 PICTURES = 2
+logger = logging.getLogger(__name__)
 
 
 class Logbook:
@@ -36,28 +38,22 @@ class Logbook:
 
     def pictures(self, step: int, students: Students) -> None:
         """A sheet with the teacher's pictures above the students'."""
-        if self._teacher_row is None:
-            self._teacher_row = self._draw()
-        attach(self.pipe.unet, {name: copy.deepcopy(operator) for name, operator in students.items()})
         try:
+            if self._teacher_row is None:
+                self._teacher_row = self._draw()
+            attach(self.pipe.unet, {name: copy.deepcopy(operator) for name, operator in students.items()})
             row = self._draw()
+        except NotFiniteError as error:  # no reason to lose a run
+            logger.warning("no pictures in the log at step %d: %s", step, error)
+            return
         finally:
             detach(self.pipe.unet)
         sheet = np.concatenate([self._teacher_row, row], axis=0)
         for tracker in self.accelerator.trackers:
             tracker.log_images({"teacher above student": sheet[None]}, step=step, dataformats="NHWC")
 
-    @torch.no_grad()
     def _draw(self) -> np.ndarray:
-        generators = [torch.Generator().manual_seed(i) for i in range(len(self.prompts))]
         height, width = self.size
-        result = self.pipe(
-            self.prompts,
-            height=height,
-            width=width,
-            num_inference_steps=self.steps,
-            guidance_scale=5.0,
-            generator=generators,
-            output_type="np",
-        )
-        return np.concatenate(list(result.images), axis=1)
+        options = {"height": height, "width": width, "num_inference_steps": self.steps, "guidance_scale": 5.0}
+        images = sample(self.pipe, self.prompts, range(len(self.prompts)), **options)
+        return np.concatenate([np.asarray(image) for image in images], axis=1)

@@ -152,7 +152,7 @@ def _weights_digest(pipe: Any, parts: Sequence[str]) -> str:
 
 
 def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _file_digest(path: Path) -> str:

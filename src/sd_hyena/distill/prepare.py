@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SdHyenaError, UsageError
+from ..generate.sampling import why_not_finite
 from .data import Dataset, open_prepared
 from .encode import encode, prompt_states
 from .plan import SHARD, Item, Plan, plan_drawings
@@ -71,7 +72,7 @@ def prepare(
             done += len(items)
             latents = torch.cat(parts).float().cpu()
             if not latents.isfinite().all():
-                raise SdHyenaError(f"{shard_name(number)}: the teacher's latents are not finite: use another precision")
+                raise SdHyenaError(f"{shard_name(number)}: latents are not finite: {why_not_finite(pipe)}")
             prompts = list(dict.fromkeys(["", *(item.prompt for item in items)]))
             rows = torch.tensor([prompts.index(item.prompt) for item in items])
             tensors = {"latents": latents, "prompt": rows} | prompt_states(pipe, prompts)
@@ -84,7 +85,7 @@ def prepare(
 def cache_root() -> Path:
     """``$SD_HYENA_CACHE``, else ``sd-hyena`` in the user's cache folder."""
     if os.environ.get("SD_HYENA_CACHE"):
-        return Path(os.environ["SD_HYENA_CACHE"])
+        return Path(os.path.expanduser(os.environ["SD_HYENA_CACHE"]))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-hyena"
 
 

@@ -23,11 +23,13 @@ class PrepareSettings:
     """Settings of one prepared folder. ``validate`` checks what can be checked before anything is loaded."""
 
     teacher_model: str = option(
-        help="model that makes the data: demo, a diffusers folder, a single file, a hub id", short="-m"
+        help="model that makes the data: demo, a diffusers folder, a single file, a hub id", short="-m", path=True
     )
-    out_dir: str = option("data", "folder for the data", short="-o")
-    prompts: str = option("", "file with one prompt a line for the teacher to draw; none: a built-in list")
-    images: str = option("", "folder of images with captions (x.png and x.txt) to use in place of drawn pictures")
+    out_dir: str = option("data", "folder for the data", short="-o", path=True)
+    prompts: str = option("", "file with one prompt a line for the teacher to draw; none: a built-in list", path=True)
+    images: str = option(
+        "", "folder of images with captions (x.png and x.txt) to use in place of drawn pictures", path=True
+    )
     sizes: str = option("512x512", "WIDTHxHEIGHT in px, a comma list; demo: 256x256 unless given")
     n_images: int = option(96, "pictures to learn from, spread evenly over the sizes", short="-n")
     n_held_out: int = option(32, "further pictures, for measuring only, spread alike")

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-EXIF_ORIENTATION = 0x0112
+from ..texts import read_text
+from .images import SUFFIXES, seen_size
 
 GENERAL_PROMPTS = tuple(
     f"{medium} of {subject}"
@@ -36,7 +35,7 @@ GENERAL_PROMPTS = tuple(
 
 def read_prompts(path: str) -> list[str]:
     """One prompt a line; blank lines and lines starting with # are left out. Raises UsageError."""
-    lines = _text(Path(path), "prompts file").splitlines()
+    lines = read_text(Path(path), "prompts file").split("\n")
     prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts:
         raise UsageError(f"prompts file {path}: holds no prompt")
@@ -69,38 +68,17 @@ def list_images(folder: Path) -> list[CaptionedImage]:
     file that is no image.
     """
     try:
-        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     except OSError as error:
         raise UsageError(f"images folder {folder}: {error.strerror}") from None
     if not paths:
-        raise UsageError(f"images folder {folder}: holds no {', '.join(s[1:] for s in IMAGE_SUFFIXES)} file")
+        raise UsageError(f"images folder {folder}: holds no {', '.join(s[1:] for s in SUFFIXES)} file")
     bare = [p for p in paths if not p.with_suffix(".txt").is_file()]
     if bare:
         more = f" (nor do {len(bare) - 1} more)" if len(bare) > 1 else ""
         caption = bare[0].with_suffix(".txt").name
         raise UsageError(f"images folder {folder}: {bare[0].name} has no caption in {caption} beside it{more}")
     return [
-        CaptionedImage(path, " ".join(_text(path.with_suffix(".txt"), "caption").split()), *_seen_size(path))
+        CaptionedImage(path, " ".join(read_text(path.with_suffix(".txt"), "caption").split()), *seen_size(path))
         for path in paths
     ]
-
-
-def _seen_size(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.verify()
-        with Image.open(path) as image:  # verify leaves nothing to read from
-            width, height = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise UsageError(f"image {path}: cannot be read as an image") from None
-    return (height, width) if turned else (width, height)
-
-
-def _text(path: Path, what: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{what} {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 
 from ..config import OperatorChoices
 from ..errors import UsageError
-from ..files import hyena_path
 from ..names import check_format, used_fields
 from ..settings import option
+from ..sources import hyena_path
 from ..targets import parse_names
 from .prepare_settings import MIXED_PRECISION, check_share, check_spread, parse_sizes
 from .prompts import read_prompts
@@ -30,7 +30,9 @@ class TrainSettings(OperatorChoices):
     """Settings of one training run. ``validate`` checks what can be checked before anything is loaded."""
 
     teacher_model: str = option(
-        help="model that makes the training data: demo, a diffusers folder, a single file, a hub id", short="-m"
+        help="model that makes the training data: demo, a diffusers folder, a single file, a hub id",
+        short="-m",
+        path=True,
     )
     target: str = option("IN01", "layer(s) to train: names, a comma list, 'high' or 'all'", short="-t")
     batch_size: int = option(16, "images per step and process", short="-b")
@@ -40,13 +42,13 @@ class TrainSettings(OperatorChoices):
     width: int = option(512, "image width in px; demo: 256 unless given; else the first of the sizes", short="-W")
     height: int = option(512, "image height in px; demo: 256 unless given; else the first of the sizes", short="-H")
     save_every_n_steps: int = option(40, "steps between saved files; 0: only the last step", short="-s")
-    log_dir: str = option("logs", "TensorBoard folder", short="-l")
-    out_dir: str = option("out", "folder for the trained files", short="-o")
+    log_dir: str = option("logs", "TensorBoard folder", short="-l", path=True)
+    out_dir: str = option("out", "folder for the trained files", short="-o", path=True)
     name_format: str = option(
         "Hyena-{s:05d}", "file name; {s}: updates applied, {t}: layer, for one file each", short="-f"
     )
     seed: int = option(-1, "-1 draws one and records it", short="-d")
-    pretrained_weight: str = option("", "Hyena file to start from (also the original's)", short="-p")
+    pretrained_weight: str = option("", "Hyena file to start from (also the original's)", short="-p", path=True)
     init: str = option(
         "teacher",
         "start: teacher: its projections, the rest fitted to its attention; projections: those alone",
@@ -55,8 +57,10 @@ class TrainSettings(OperatorChoices):
     data: str = option(
         "teacher", "learn from pictures the teacher draws, or from noise as the original did", choices=DATA
     )
-    data_dir: str = option("", "folder made by sd-hyena prepare; none: the teacher draws first, and keeps the pictures")
-    prompts: str = option("", "file with one prompt a line; none: a built-in list")
+    data_dir: str = option(
+        "", "folder made by sd-hyena prepare; none: the teacher draws first, and keeps the pictures", path=True
+    )
+    prompts: str = option("", "file with one prompt a line; none: a built-in list", path=True)
     sizes: str = option("", "sizes to learn from, WIDTHxHEIGHT in px, a comma list; none: width and height alone")
     n_images: int = option(96, "pictures the teacher draws to learn from (cached)")
     n_held_out: int = option(32, "further pictures, for measuring only")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -112,7 +113,9 @@ def finished_manifest(folder: Path) -> Manifest:
     """The manifest of a folder to train on. Raises UsageError if there is none, SdHyenaError if it is unfinished."""
     manifest = read_manifest(folder)
     if manifest is None:
-        raise UsageError(f"data folder {folder}: no {MANIFEST} there: sd-hyena prepare -o {folder} makes one")
+        raise UsageError(
+            f"data folder {folder}: no {MANIFEST} there: sd-hyena prepare -o {shlex.quote(str(folder))} makes one"
+        )
     if len(manifest.shards) < manifest.n_shards:
         done = f"{len(manifest.shards)} of {manifest.n_shards} shards"
         raise SdHyenaError(f"data folder {folder}: holds {done}: run prepare again to finish it")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..generate.draw import sample
+from ..generate.sampling import sample_latents
 
 MAX_PSNR = 100.0  # dB; what identical pictures count as, so that means stay finite
 BATCH = 4
@@ -65,19 +65,14 @@ def draw(
     """
     images: list[Image.Image] = []
     latents: list[Tensor] = []
-    kept: dict[str, Tensor] = {}
-
-    def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        kept.update(tensors)
-        return tensors
-
     times: list[float] = []
     for start in range(0, len(prompts), BATCH):
         chunk = slice(start, start + BATCH)
         began = time.perf_counter()
-        images += sample(pipe, prompts[chunk], seeds[chunk], callback_on_step_end=keep, **options)
-        latents.append(kept["latents"].float().cpu())
-        times.append((time.perf_counter() - began) / len(latents[-1]))
+        drawn, final = sample_latents(pipe, prompts[chunk], seeds[chunk], **options)
+        images += drawn
+        latents.append(final.float().cpu())
+        times.append((time.perf_counter() - began) / len(drawn))
         progress(len(images), len(prompts))
     return Drawing(images, torch.cat(latents), statistics.median(times))
 

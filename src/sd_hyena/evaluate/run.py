@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 
 from .. import patch
-from ..errors import UsageError
+from ..errors import SdHyenaError, UsageError
 from ..generate.draw import attach_entry
+from ..generate.sampling import NotFiniteError
 from ..generate.settings import GenerateSettings
 from ..machine import free_memory, machine
 from ..models import check_size
@@ -205,7 +206,10 @@ class _Work:
         """Draws with the UNet as it stands, and measures that."""
         self.phase(f"drawing {len(self.prompts)} prompts: {label}" + (f"; replaced: {replaced}" if replaced else ""))
         options = self.settings.drawing().sampling_options()
-        drawing = draw(self.pipe, self.prompts, self.seeds, self.progress, **options)
+        try:
+            drawing = draw(self.pipe, self.prompts, self.seeds, self.progress, **options)
+        except NotFiniteError as error:
+            raise SdHyenaError(f"{label}: {error}") from None
         row = Row(label, kind, drawing, list(files))
         if self.teacher is not None:
             row.distances = compare(self.teacher, drawing)

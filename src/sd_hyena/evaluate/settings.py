@@ -21,12 +21,16 @@ class EvaluateSettings:
     """Settings of one evaluation; those it shares with ``generate`` mean the same. ``validate`` checks what needs
     no model."""
 
-    model: str = option(help="demo, a diffusers folder, a single file, a hub id", short="-m")
+    model: str = option(help="demo, a diffusers folder, a single file, a hub id", short="-m", path=True)
     hyena: str = option(
-        "", "Hyena file(s) to measure: comma-separated entries are rows of the table, a+b stacks files", short="-y"
+        "",
+        "Hyena file(s), folders, hub ids to measure: comma-separated entries are rows of the table, a+b stacks files",
+        short="-y",
     )
     target: str = option("", "which layers to replace; unless given, all that the file holds", short="-t")
-    prompts: str = option("", "file with one prompt a line; unless given, the bundled model's held-out prompts")
+    prompts: str = option(
+        "", "file with one prompt a line; unless given, the bundled model's held-out prompts", path=True
+    )
     num_prompts: int = option(16, "how many prompts to draw", short="-n")
     width: int = option(512, "image width in px; demo: 256 unless given", short="-W")
     height: int = option(512, "image height in px; demo: 256 unless given", short="-H")
@@ -39,12 +43,15 @@ class EvaluateSettings:
     bands: int = option(5, "timestep bands of the error figures")
     layer_samples: int = option(8, "noised latents in each band that errors are measured on; 0: pictures only")
     no_yardstick: bool = option(False, "leave out the teacher with another attention backend and in bfloat16")
-    clip_model: str = option("", "CLIP model for a CLIP score: a transformers folder or a hub id")
+    clip_model: str = option("", "CLIP model for a CLIP score: a transformers folder or a hub id", path=True)
     fid: bool = option(False, "Frechet distance to the teacher's pictures (torch-fidelity and its weights)")
     lpips: bool = option(False, "LPIPS to the teacher's pictures (torchvision and its AlexNet weights)")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     out_dir: str = option(
-        "", "folder for evaluation.json and .md, sheet.png, report.html; unless given, only print", short="-o"
+        "",
+        "folder for evaluation.json and .md, sheet.png, report.html; unless given, only print",
+        short="-o",
+        path=True,
     )
 
     def validate(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -16,11 +17,12 @@ from PIL.PngImagePlugin import PngInfo
 from .. import patch
 from ..api import load_hyena
 from ..errors import SdHyenaError, UsageError
-from ..files import atomic_path, hyena_path
+from ..files import atomic_path, write_new
+from ..sources import hyena_path
 from .hires import draw_stages, pipelines
-from .sampling import sample as sample
+from .sampling import NotFiniteError
 from .settings import GenerateSettings
-from .stages import HIRES, active_range, stages
+from .stages import hires_fields, hyena_fields
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +76,15 @@ def draw_sweep(pipe: Any, settings: GenerateSettings, seed: int, model_hash: str
             seeds = [seed + first + i for i in range(settings.num_images)]
             started = time.perf_counter()
             prompts = [settings.prompt] * len(seeds)
-            images = draw_stages(plan, settings, prompts, seeds)
+            try:
+                images = draw_stages(plan, settings, prompts, seeds)
+            except NotFiniteError as error:
+                raise SdHyenaError(f"{'+'.join(files) or 'plain model'}, seed {seeds[0]}: {error}") from None
             seconds = (time.perf_counter() - started) / len(seeds)
             for i, image in enumerate(images):
                 text = parameters_text(pipe, settings, seeds[i], model_hash, files, layers)
-                save_png(image, paths[h][first + i], text)
-                yield Drawn(image, paths[h][first + i], h, seeds[i], seconds)
+                path = save_png(image, paths[h][first + i], text, settings.overwrite)
+                yield Drawn(image, path, h, seeds[i], seconds)
     patch.detach(pipe.unet)
 
 
@@ -100,20 +105,11 @@ def parameters_text(
         fields["Schedule type"] = "Karras"
     if getattr(pipe.vae, "use_tiling", False):
         fields["VAE tiles"] = f"{pipe.vae.tile_sample_min_size} px"
-    drawn = stages(settings)
-    for stage in drawn:
-        if stage.name == HIRES:
-            fields["Denoising strength"] = f"{stage.strength:g}"
-            fields["Hires resize"] = f"{stage.width}x{stage.height}"
-            fields["Hires steps"] = stage.steps
-            fields["Hires upscaler"] = "Lanczos"
+    fields |= hires_fields(settings)
     if files:
         fields["Hyena"] = "+".join(Path(f).name for f in files)
         fields["Hyena hash"] = "+".join(hashlib.sha256(hyena_path(f).read_bytes()).hexdigest()[:10] for f in files)
-        if settings.hires or settings.hyena_above:
-            fields["Hyena stages"] = "+".join(stage.name for stage in drawn if stage.hyena) or "none"
-        if active_range(settings.hyena_range) != (0, 1):
-            fields["Hyena range"] = settings.hyena_range
+        fields |= hyena_fields(settings)
         fields["Hyena layers"] = " ".join(layers)
     lines = [
         settings.prompt,
@@ -123,16 +119,24 @@ def parameters_text(
     return "\n".join(lines)
 
 
-def save_png(image: Image.Image, path: Path, parameters: str = "") -> None:
-    """Writes a PNG atomically. Raises SdHyenaError if it cannot be written."""
+def save_png(image: Image.Image, path: Path, parameters: str = "", overwrite: bool = True) -> Path:
+    """Writes a PNG atomically; returns its path, which without ``overwrite`` is another one where something is at
+    ``path``. Raises SdHyenaError if it cannot be written."""
     info = PngInfo()
     if parameters:
         info.add_itxt("parameters", parameters) if not parameters.isascii() else info.add_text("parameters", parameters)
     try:
-        with atomic_path(path) as temporary:
-            image.save(temporary, "PNG", pnginfo=info)
+        if overwrite:
+            with atomic_path(path) as temporary:
+                image.save(temporary, "PNG", pnginfo=info)
+            return path
+        image.save(data := io.BytesIO(), "PNG", pnginfo=info)
+        written = write_new(path, data.getvalue())
     except OSError as error:
         raise SdHyenaError(f"{path}: cannot write: {error.strerror or error}") from error
+    if written != path:
+        logger.warning("%s has appeared meanwhile: this picture is %s", path, written.name)
+    return written
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str | Sequence[str]]) -> Image.Image:

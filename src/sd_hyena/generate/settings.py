@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..files import hyena_path
 from ..names import check_format, used_fields
 from ..settings import option
+from ..sources import hyena_path
 from ..targets import parse_names
 from .samplers import SCHEDULERS
 from .stages import HIRES_STRENGTH, check_stages
@@ -22,11 +24,12 @@ GRID_NAME = "grid.png"
 class GenerateSettings:
     """Settings of one ``sd-hyena generate``. ``validate`` checks what needs no model."""
 
-    model: str = option(help="demo, a diffusers folder, a single file, a hub id", short="-m")
+    model: str = option(help="demo, a diffusers folder, a single file, a hub id", short="-m", path=True)
     prompt: str = option(help="what to draw", short="-p")
     hyena: str = option(
         "",
-        "Hyena file(s): comma-separated entries are drawn in turn, a+b stacks, an empty entry is the plain model",
+        "Hyena file(s): comma-separated entries are drawn in turn, a+b stacks, an empty entry is the plain model; of "
+        "a name with , or + in it, the longest part that exists is one",
         short="-y",
     )
     target: str = option("", "which layers to replace; unless given, all that the file holds", short="-t")
@@ -38,7 +41,7 @@ class GenerateSettings:
     cfg_scale: float = option(7.0, "classifier-free guidance scale; 0 disables guidance", short="-c")
     iteration: int = option(1, "iterations; num_images * iterations images in all", short="-i")
     seed: int = option(-1, "of the first image, the next ones count up; -1 draws one", short="-k")
-    out_dir: str = option("./", "folder for the images", short="-o")
+    out_dir: str = option("./", "folder for the images", short="-o", path=True)
     name_format: str = option(
         "image_{n:03d}",
         "file name; {h}: entry, {b}: iteration, {i}: image in it, {n}: image of the entry (of the sweep without {h})",
@@ -129,12 +132,24 @@ class GenerateSettings:
 
 
 def split_entries(files: str) -> list[list[str]]:
-    """``a,b+c,`` -> [[a], [b, c], []]: comma-separated entries of files, stacked with +. A file whose name has a
-    + in it is that file."""
-    entries = []
-    for text in files.split(","):
-        text = text.strip()
-        whole = [text] if text else []
-        stacked = [part.strip() for part in text.split("+") if part.strip()]
-        entries.append(whole if not text or Path(text).is_file() else stacked)
+    """``a,b+c,`` -> [[a], [b, c], []]: comma-separated entries of files, stacked with +. Where a name has one of
+    these in it, the longest part of the text that exists is that name; ``~`` is the home folder."""
+    entries: list[list[str]] = [[]]
+    sign = ","
+    while sign:
+        name, sign, files = _first_file(files)
+        if name:
+            entries[-1].append(os.path.expanduser(name))
+        if sign == ",":
+            entries.append([])
     return entries
+
+
+def _first_file(text: str) -> tuple[str, str, str]:
+    """The first file's name, the sign after it, and what follows that."""
+    ends = [match.start() for match in re.finditer(r"[,+]|\Z", text)]
+    for end in reversed(ends):
+        for name in (text[:end], text[:end].strip()):
+            if os.path.exists(os.path.expanduser(name)):
+                return name, text[end : end + 1], text[end + 1 :]
+    return text[: ends[0]].strip(), text[ends[0] : ends[0] + 1], text[ends[0] + 1 :]

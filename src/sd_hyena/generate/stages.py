@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 
@@ -79,6 +79,29 @@ def active_range(text: str) -> tuple[float, float]:
     if not 0 <= start < end <= 1:
         raise UsageError(f"--hyena_range {text!r} must be two shares of the steps, such as 0.2-1.0")
     return start, end
+
+
+def hires_fields(settings: GenerateSettings) -> dict[str, Any]:
+    """What a PNG says of the high size, in A1111's words."""
+    high = [stage for stage in stages(settings) if stage.name == HIRES]
+    if not high:
+        return {}
+    return {
+        "Denoising strength": f"{high[0].strength:g}",
+        "Hires resize": f"{high[0].width}x{high[0].height}",
+        "Hires steps": high[0].steps,
+        "Hires upscaler": "Lanczos",
+    }
+
+
+def hyena_fields(settings: GenerateSettings) -> dict[str, Any]:
+    """What a PNG says of where in the picture's making Hyena was, unless it was all along."""
+    fields = {}
+    if settings.hires or settings.hyena_above:
+        fields["Hyena stages"] = "+".join(stage.name for stage in stages(settings) if stage.hyena) or "none"
+    if active_range(settings.hyena_range) != (0, 1):
+        fields["Hyena range"] = settings.hyena_range
+    return fields
 
 
 def _hires_size(settings: GenerateSettings) -> tuple[int, int]:

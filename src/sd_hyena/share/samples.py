@@ -1,0 +1,46 @@
+"""A sheet of samples: the same prompts and seeds with attention and with Hyena."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from .. import patch
+from ..errors import UsageError
+from ..generate.draw import contact_sheet
+from ..generate.sampling import sample
+
+
+def read_sheet(picture: Path | str | Image.Image) -> Image.Image:
+    """A picture as it is, or of a file. Raises UsageError if it cannot be read."""
+    if isinstance(picture, Image.Image):
+        return picture
+    try:
+        with Image.open(Path(picture).expanduser()) as opened:
+            return opened.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise UsageError(
+            f"sheet {picture}: cannot be read as a picture: {getattr(error, 'strerror', '') or error}"
+        ) from None
+
+
+def draw_sheet(pipe: Any, prompts: Sequence[str], options: Mapping[str, Any]) -> Image.Image:
+    """Above attention, below all attached layers, a column a prompt, seeds from 0. What was on is on afterwards.
+
+    ``options`` are the pipeline's, such as ``num_inference_steps``.
+    """
+    if not callable(pipe) or not hasattr(pipe, "unet"):
+        raise UsageError("sample_prompts needs a pipeline to draw with, not a UNet alone")
+    on = [name for name, layer in patch.attached(pipe.unet).items() if layer.enabled]
+    rows = []
+    try:
+        for hyena in (False, True):
+            patch.set_enabled(pipe.unet, hyena)
+            rows.append(sample(pipe, prompts, range(len(prompts)), **options))
+    finally:
+        patch.set_enabled(pipe.unet, False)
+        patch.set_enabled(pipe.unet, True, on)
+    return contact_sheet(rows, ["attention", "Hyena"])

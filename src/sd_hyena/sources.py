@@ -1,0 +1,99 @@
+"""Where Hyena layers come from: the weights file that a path, a folder or a hub id means. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import CheckpointError, SdHyenaError
+
+# Where files are named, this name stands for the bundled model's student, unless a file is called so.
+STUDENT = "demo"
+STUDENT_FILE = Path(__file__).parent / "demo" / "student.safetensors"
+WEIGHTS = "hyena.safetensors"  # in a folder or hub repository
+logger = logging.getLogger(__name__)
+
+
+def hyena_path(
+    name: Path | str, *, revision: str | None = None, subfolder: str = "", token: str | bool | None = None
+) -> Path:
+    """The file that ``name`` means: itself, the bundled student, or ``hyena.safetensors`` of a folder or hub id.
+
+    Of a hub repository that file alone is fetched, to the hub's cache; what is there is used if the hub cannot be
+    reached. ``revision``, ``subfolder`` and ``token`` are huggingface_hub's. What is not there and no hub id is
+    returned as it is. Raises CheckpointError for a folder or repository without that file.
+    """
+    path = Path(os.path.expanduser(name))
+    if revision and os.path.exists(path):
+        logger.warning("%s: is on this machine, so there is no revision to choose: %s is ignored", name, revision)
+    if os.path.isfile(path):  # unlike Path's own, these take any name
+        return path
+    if str(name) == STUDENT:
+        return STUDENT_FILE
+    if os.path.isdir(path):
+        return _in_folder(path / subfolder)
+    if path.suffix.lower() == ".safetensors" or not is_repo_id(str(name)):
+        return path
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors(f"{name}: no such file or folder; as a hub id"):
+        return Path(hf_hub_download(str(name), WEIGHTS, revision=revision, subfolder=subfolder or None, token=token))
+
+
+def _in_folder(folder: Path) -> Path:
+    if (folder / WEIGHTS).is_file():
+        return folder / WEIGHTS
+    if (folder / "model_index.json").is_file():
+        raise CheckpointError(f"{folder}: is a diffusers model, for -m/--model, not a folder of Hyena layers")
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    hint = f": name one of its files, {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}" if others else ""
+    raise CheckpointError(f"{folder}: the folder has no {WEIGHTS}{hint}")
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether ``name`` is shaped like a hub repository's, ``user/name``."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name and name == name.strip()
+
+
+@contextlib.contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Raises CheckpointError, one line that starts with ``what``, for whatever goes wrong with the hub."""
+    try:
+        yield
+    except SdHyenaError:
+        raise
+    except Exception as error:  # the hub's client raises those of several network libraries
+        raise CheckpointError(f"{what}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    reasons = {
+        errors.GatedRepoError: "its owner has to give access first: ask on its page, then log in with 'hf auth login'",
+        errors.RepositoryNotFoundError: "there is none, or it is private: check the name, or log in with "
+        "'hf auth login'",
+        errors.RevisionNotFoundError: "the repository has no such revision",
+        errors.LocalEntryNotFoundError: "not in the hub's local cache, and the hub cannot be reached",
+        errors.OfflineModeIsEnabled: "the hub cannot be reached, being in offline mode",
+        errors.EntryNotFoundError: f"the repository has no {WEIGHTS}, so it holds no Hyena layers of ours",
+    }
+    for kind, reason in reasons.items():
+        if isinstance(error, kind):
+            return reason
+    if isinstance(error, errors.HfHubHTTPError):
+        return (
+            f"the hub refuses it (HTTP {error.response.status_code}): log in with 'hf auth login', and see whether "
+            "you may do this"
+        )
+    return f"the hub cannot be used ({type(error).__name__})"

@@ -1,0 +1,145 @@
+"""Pictures of every mode teach what they show: each is held to the 8-bit version of itself."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from sd_hyena.cli import main
+from sd_hyena.distill.images import read_rgb, seen_size
+from sd_hyena.errors import SdHyenaError, UsageError
+
+VALUES = np.linspace(0, 255, 16 * 24).reshape(16, 24).astype(np.uint8)
+GREY = Image.fromarray(VALUES)
+COLOUR = Image.merge("RGB", (GREY, GREY.rotate(180), Image.new("L", GREY.size, 90)))
+MASK = GREY.point(lambda v: 255 if v > 127 else 0)
+
+
+def over_white(image):
+    return np.asarray(Image.composite(image.convert("RGB"), Image.new("RGB", image.size, "white"), MASK))
+
+
+def shown(path):
+    image = read_rgb(path)
+    assert image.mode == "RGB"
+    assert image.size == seen_size(path)
+    return np.asarray(image)
+
+
+def array(values, kind):
+    return Image.fromarray(values.astype(kind))
+
+
+CASES = {
+    "16-bit grey, PNG": (array(VALUES * 257.0, "uint16"), "png", {}),
+    "16-bit grey, TIFF": (array(VALUES * 257.0, "uint16"), "tif", {}),
+    "16-bit grey, high byte first": (array(VALUES * 257.0, ">u2"), "tif", {}),
+    "32-bit integers of 16 bits": (array(VALUES * 257.0, "int32"), "tif", {}),
+    "32-bit integers of 8 bits": (array(VALUES, "int32"), "tif", {}),
+    "floats to 1": (array(VALUES / 255.0, "float32"), "tif", {}),
+    "floats to 255": (array(VALUES, "float32"), "tif", {}),
+    "8-bit grey": (GREY, "png", {}),
+    "BMP": (GREY, "bmp", {}),
+    "GIF": (GREY, "gif", {}),
+    "WebP": (GREY.convert("RGB"), "webp", {"lossless": True}),
+    "several frames, GIF": (GREY, "gif", {"save_all": True, "append_images": [GREY.rotate(180)] * 2}),
+    "several frames, PNG": (GREY, "png", {"save_all": True, "append_images": [GREY.rotate(180)] * 2}),
+    "several pages, TIFF": (GREY, "tiff", {"save_all": True, "append_images": [GREY.rotate(180)] * 2}),
+}  # fmt: skip
+
+
+@pytest.mark.compatibility("Prompts and paths", "pictures in greys of 16 and 32 bits, several frames", "works")
+@pytest.mark.parametrize("name", CASES)
+def test_greys(tmp_path, name):
+    image, suffix, options = CASES[name]
+    image.save(path := tmp_path / f"x.{suffix}", **options)
+    assert (shown(path) == VALUES[..., None]).all()
+
+
+def test_the_range_that_was_assumed_is_said(tmp_path, caplog):
+    array(VALUES / 255.0, "float32").save(tmp_path / "x.tif")
+    with caplog.at_level("INFO"):
+        read_rgb(tmp_path / "x.tif")
+    assert "32-bit greys up to 1: 1 is taken for white" in caplog.text
+
+
+@pytest.mark.parametrize("values", [VALUES * 1000.0, VALUES * np.nan])
+def test_greys_without_a_range_are_refused(tmp_path, values):
+    array(values, "float32").save(tmp_path / "x.tif")
+    with pytest.raises(SdHyenaError, match=r"x\.tif: cannot be read: its greys go up to (255000|nan)"):
+        read_rgb(tmp_path / "x.tif")
+
+
+@pytest.mark.compatibility("Prompts and paths", "transparent, CMYK, palette and 1-bit pictures", "works; over white")
+def test_transparency_becomes_white(tmp_path):
+    colour, grey = COLOUR.copy(), GREY.copy()
+    colour.putalpha(MASK)
+    grey.putalpha(MASK)
+    for name, image in (("rgba.png", colour), ("la.png", grey), ("la.tif", grey)):
+        image.save(tmp_path / name)
+        assert (shown(tmp_path / name) == over_white(image)).all()
+    palette = GREY.quantize(16)
+    palette.save(tmp_path / "p.png", transparency=bytes([0, 255] * 8))
+    clear = np.asarray(palette) % 2 == 0
+    expected = np.where(clear[..., None], 255, np.asarray(palette.convert("RGB")))
+    assert (shown(tmp_path / "p.png") == expected).all()
+    key = int(VALUES[3, 5])
+    expected = np.where(key == VALUES, 255, VALUES)[..., None]
+    GREY.save(tmp_path / "key.png", transparency=key)
+    array(VALUES * 257.0, "uint16").save(tmp_path / "key16.png", transparency=key * 257)
+    for name in ("key.png", "key16.png"):
+        with Image.open(tmp_path / name) as image:
+            assert "transparency" in image.info
+        assert (shown(tmp_path / name) == expected).all()
+
+
+def test_other_colours(tmp_path):
+    one_bit = GREY.convert("1")
+    for suffix in ("png", "tif", "bmp"):
+        one_bit.save(path := tmp_path / f"x.{suffix}")
+        assert (shown(path) == np.asarray(one_bit.convert("RGB"))).all()
+    cmyk = COLOUR.convert("CMYK")
+    cmyk.save(tmp_path / "cmyk.tif")
+    assert (shown(tmp_path / "cmyk.tif") == np.asarray(COLOUR)).all()
+    cmyk.save(tmp_path / "cmyk.jpg", quality=100)
+    assert np.abs(shown(tmp_path / "cmyk.jpg").astype(int) - np.asarray(COLOUR)).mean() < 6
+
+
+def test_a_turned_picture_is_seen_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    array(VALUES * 257.0, "uint16").save(tmp_path / "x.png", exif=exif)
+    assert (shown(tmp_path / "x.png") == np.rot90(VALUES, -1)[..., None]).all()
+
+
+@pytest.mark.compatibility("Prompts and paths", "other kinds of file under a picture's name", "refused in one line")
+def test_other_formats_are_refused_whatever_their_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sd_hyena.models.load_pipeline", None)
+    for kind in ("EPS", "ICO", "PPM", "TGA", "PDF"):
+        COLOUR.save(tmp_path / "x.png", format=kind)
+        (tmp_path / "x.txt").write_text("a caption")
+        with pytest.raises(UsageError):
+            seen_size(tmp_path / "x.png")
+        assert main(["prepare", "-m", "demo", "--images", str(tmp_path), "-o", str(tmp_path / "data")]) == 2
+        error = capsys.readouterr().err
+        assert "x.png: cannot be read as an image (PNG, JPEG, WEBP, BMP, TIFF or GIF)" in error
+        assert error.count("\n") == 1
+
+
+def test_a_folder_of_16_bits_is_prepared_as_one_of_8(tmp_path):
+    for bits, kind in ((8, "uint8"), (16, "uint16")):
+        folder = tmp_path / f"{bits}"
+        folder.mkdir()
+        for number in range(2):
+            values = np.rot90(VALUES, 2 * number) * (257.0 if bits == 16 else 1.0)
+            # One of the names is not UTF-8.
+            name = os.fsencode(folder) + (b"/%d" % number if number else b"/caf\xe9")
+            array(values, kind).resize((64, 64), Image.Resampling.NEAREST).save(os.fsdecode(name + b".png"))
+            with open(name + b".txt", "wb") as caption:
+                caption.write(b"\xef\xbb\xbfa gradient")
+        small = ["-m", "demo", "--sizes", "64x64", "-n", "1", "--n_held_out", "1"]
+        assert main(["prepare", *small, "--images", str(folder), "-o", str(tmp_path / f"data{bits}")]) == 0
+    one, other = (load_file(tmp_path / f"data{bits}" / "shards" / "00000.safetensors") for bits in (8, 16))
+    assert all((one[name] == other[name]).all() for name in one)
