@@ -59,10 +59,8 @@ def spare_vae(pipe: Any, device: str, tiling: str, drawn: Sequence[Stage], count
     tiled = tiling == "on" or (tiling == "auto" and needed > room and max(largest.width, largest.height) > tile)
     if tiled:
         vae.enable_tiling()
-        logger.info(
-            "the VAE works in tiles of %d px: %dx%d px would take it about %.1f GiB, and %.1f are free",
-            tile, largest.width, largest.height, needed / 2**30, room / 2**30,
-        )  # fmt: skip
+        short = f": a whole picture takes about {needed / 2**30:.1f} GiB, of {room / 2**30:.1f}" if needed > room else ""
+        logger.info("the VAE works in tiles of %d px%s", tile, short)
     if tiled or count * needed > room:
         vae.enable_slicing()
 
