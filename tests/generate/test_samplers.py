@@ -94,6 +94,15 @@ def test_every_sampler_on_every_schedule(name):
                 assert std < 0.15, f"{case}: {std}"
 
 
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "unipc"])
+def test_many_steps_where_the_last_two_timesteps_have_almost_no_signal(name):
+    pipe, signal = model("linear", prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    use_scheduler(pipe, name, 1000)
+    pipe.scheduler.set_timesteps(1000)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert (draw(pipe, signal, noise) - answer(signal, noise)).square().mean() < 1e-4
+
+
 @pytest.mark.compatibility("Samplers", "a sampler by name", "is that sampler; what it takes from the model is said")
 def test_what_a_sampler_takes_from_the_model_is_said_and_nothing_else_is_taken(caplog):
     caplog.set_level(logging.INFO, "sd_hyena")
@@ -146,7 +155,11 @@ def test_steps_that_leave_noise_are_told(caplog):
     assert "take 142 or 166" in caplog.text
 
 
-def test_a_model_without_betas_is_refused():
+def test_a_model_without_betas_or_with_too_few_steps_is_refused():
+    pipe, _ = model(num_train_timesteps=100)
+    for name in ("model", "euler"):
+        with pytest.raises(UsageError, match="101 steps are too many: the model was taught on 100"):
+            use_scheduler(pipe, name, 101)
     pipe = SimpleNamespace(scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
     with pytest.raises(UsageError, match="FlowMatchEulerDiscreteScheduler, has no betas"):
         use_scheduler(pipe, "euler", 20)

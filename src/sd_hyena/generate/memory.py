@@ -59,8 +59,8 @@ def spare_vae(pipe: Any, device: str, tiling: str, drawn: Sequence[Stage], count
     tiled = tiling == "on" or (tiling == "auto" and needed > room and max(largest.width, largest.height) > tile)
     if tiled:
         vae.enable_tiling()
-        short = f": a whole picture takes about {needed / 2**30:.1f} GiB, of {room / 2**30:.1f}" if needed > room else ""
-        logger.info("the VAE works in tiles of %d px%s", tile, short)
+        gib = f"{needed / 2**30:.1f} GiB, of {room / 2**30:.1f}"
+        logger.info("the VAE works in tiles of %d px%s", tile, f": a whole picture takes {gib}" if needed > room else "")
     if tiled or count * needed > room:
         vae.enable_slicing()
 

@@ -36,6 +36,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _STRIDING = ("DDIMScheduler", "PNDMScheduler")  # they go total // steps timesteps a step, wherever the next one is
 _DISTILLED = ("LCMScheduler", "TCDScheduler")  # they draw in the steps their models were taught, and space them so
+_EXACT = ("DDIMScheduler", "DDPMScheduler", *_DISTILLED)  # they do with no signal at all, unless noise is predicted
 # What belongs to the model, whatever draws with it. All else makes the sampler and is never taken from the model's.
 _BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 _MODEL = (*_BETAS, "prediction_type", "rescale_betas_zero_snr", "clip_sample", "clip_sample_range", "thresholding",
@@ -51,9 +52,11 @@ def known_schedule(source: ModelSource) -> Mapping[str, Any]:
     if source.kind == "file":  # every family of single files
         return {"num_train_timesteps": 1000}
     try:
-        return json.loads((Path(source.location) / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        text = (Path(source.location) / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")
+        found = json.loads(text)
     except (OSError, ValueError):
-        return {}  # loading says what is wrong
+        found = None  # loading says what is wrong
+    return found if isinstance(found, dict) else {}
 
 
 def check_steps(name: str, steps: int, schedule: Mapping[str, Any], option: str = "--steps") -> None:
@@ -63,7 +66,7 @@ def check_steps(name: str, steps: int, schedule: Mapping[str, Any], option: str 
         limit, has = schedule.get("original_inference_steps", 50), f"sampler {name} draws in"
     else:
         limit, has = schedule.get("num_train_timesteps"), "the model was taught on"
-    if limit is not None and steps > limit:
+    if isinstance(limit, int) and steps > limit:
         raise UsageError(f"{option}: {steps} steps are too many: {has} {limit}")
 
 
@@ -74,12 +77,10 @@ def use_scheduler(pipe: Any, name: str, steps: int) -> None:
     """
     own = pipe.scheduler
     if name == "model":
-        check_steps(name, steps, {**own.config, "_class_name": type(own).__name__})
         lacking = own.config.get("rescale_betas_zero_snr") and not _takes(type(own), "rescale_betas_zero_snr")
         scheduler = type(own).from_config(own.config, **_zero_snr(own.config)) if lacking else own
     else:
         scheduler = _make(own, name)
-        check_steps(name, steps, scheduler.config)
         logger.info("%s", _describe(scheduler, own, name))
     pipe.scheduler = fit(scheduler, steps, name)
 
@@ -88,8 +89,9 @@ def fit(scheduler: Any, steps: int, name: str) -> Any:
     """The scheduler itself where it can draw in ``steps`` steps, else with steps that trail.
 
     Leading steps leave out the noisiest timesteps, or overrun them; a single one of linspace is the last. The model's
-    own is left as it is unless it would fail.
+    own is left as it is unless it would fail. Raises UsageError if there are fewer steps than that.
     """
+    check_steps(name, steps, {**scheduler.config, "_class_name": type(scheduler).__name__})
     total = scheduler.config.get("num_train_timesteps")
     spacing = scheduler.config.get("timestep_spacing")
     if total is None or spacing is None:
@@ -124,9 +126,7 @@ def _make(own: Any, name: str) -> Any:
     cls = getattr(diffusers, kind)
     stated = [key for key in _PREFERENCES if key not in own.config.get("_use_default_values", ())]
     taken = {"clip_sample": False} | {key: own.config[key] for key in (*_MODEL, *stated) if key in own.config}
-    if taken.get("rescale_betas_zero_snr") and not (
-        _takes(cls, "rescale_betas_zero_snr") and taken["prediction_type"] == "v_prediction"
-    ):
+    if taken.get("rescale_betas_zero_snr") and (kind not in _EXACT or taken.get("prediction_type") == "epsilon"):
         taken |= _zero_snr(taken)
     return cls(**({key: value for key, value in taken.items() if _takes(cls, key)} | options))
 
@@ -136,7 +136,8 @@ def _takes(cls: type, option: str) -> bool:
 
 
 def _zero_snr(schedule: Mapping[str, Any]) -> dict[str, Any]:
-    """Betas that end in almost no signal, for a sampler that cannot rescale them itself or divides by the signal."""
+    """Betas that end in almost no signal, for samplers that divide by it, but less than a timestep before: where that
+    has hardly any, what diffusers puts in place of zero is more."""
     import diffusers
     import torch
 
@@ -179,7 +180,8 @@ def _mend(scheduler: Any) -> Any:
 
 def _describe(scheduler: Any, own: Any, name: str) -> str:
     schedule = own.config
-    taken = [_PREDICTIONS.get(schedule["prediction_type"], schedule["prediction_type"])]
+    prediction = schedule.get("prediction_type", "epsilon")
+    taken = [_PREDICTIONS.get(prediction, prediction)]
     if schedule.get("rescale_betas_zero_snr"):
         taken.append("zero terminal SNR")
     taken.append("its own betas" if schedule.get("trained_betas") is not None else f"{schedule['beta_schedule']} betas")
