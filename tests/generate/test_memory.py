@@ -11,6 +11,7 @@ from PIL import Image
 
 from sd_hyena import checkpoint
 from sd_hyena.cli import main
+from sd_hyena.errors import UsageError
 from sd_hyena.generate import memory
 from sd_hyena.generate.draw import draw_sweep
 from sd_hyena.generate.memory import place, spare_vae
@@ -126,3 +127,11 @@ def test_the_vae_is_spared_as_far_as_needed(pipe, monkeypatch):
         assert (pipe.vae.use_tiling, pipe.vae.use_slicing) == expected
         pipe.vae.disable_tiling()
         pipe.vae.disable_slicing()
+
+
+def test_a_vae_that_knows_no_tiles():
+    drawn = [Stage("native", 512, 512, 1, 1, 1.0, True)]
+    other = SimpleNamespace(vae=torch.nn.Identity())
+    spare_vae(other, "cpu", "auto", drawn, 1)
+    with pytest.raises(UsageError, match="--vae_tiling on: Identity does not work in tiles"):
+        spare_vae(other, "cpu", "on", drawn, 1)

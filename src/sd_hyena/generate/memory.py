@@ -52,15 +52,21 @@ def place(pipe: Any, device: str, offload: str, drawn: Sequence[Stage], count: i
 
 def spare_vae(pipe: Any, device: str, tiling: str, drawn: Sequence[Stage], count: int) -> None:
     """Has the VAE work in tiles if told to, or if the largest picture is too large for the memory that is free; or
-    picture by picture if ``count`` of them are. Tiles overlap, but each is drawn without sight of the others."""
+    picture by picture if ``count`` of them are. Tiles overlap, but each is drawn without sight of the others.
+
+    Raises UsageError if it is told to and cannot.
+    """
     vae, largest = pipe.vae, max(drawn, key=lambda stage: stage.width * stage.height)
+    if not hasattr(vae, "tile_sample_min_size") or "block_out_channels" not in vae.config:
+        if tiling == "on":
+            raise UsageError(f"--vae_tiling on: {type(vae).__name__} does not work in tiles")
+        return
     needed, room = _vae_bytes(pipe, largest), _SHARE * free_memory(torch.device(device))
     tile = vae.tile_sample_min_size
-    tiled = tiling == "on" or (tiling == "auto" and needed > room and max(largest.width, largest.height) > tile)
-    if tiled:
+    if tiled := tiling == "on" or (tiling == "auto" and needed > room and max(largest.width, largest.height) > tile):
         vae.enable_tiling()
-        gib = f"{needed / 2**30:.1f} GiB, of {room / 2**30:.1f}"
-        logger.info("the VAE works in tiles of %d px%s", tile, f": a whole picture takes {gib}" if needed > room else "")
+        why = f": a whole picture takes {needed / 2**30:.1f} GiB, of {room / 2**30:.1f}" if needed > room else ""
+        logger.info("the VAE works in tiles of %d px%s", tile, why)
     if tiled or count * needed > room:
         vae.enable_slicing()
 

@@ -52,9 +52,7 @@ def check_stages(settings: GenerateSettings) -> None:
     if settings.hyena_above < 0:
         raise UsageError(f"--hyena_above is {settings.hyena_above}, but must be a size in px, or 0")
     if settings.hires_steps < 0:
-        raise UsageError(
-            f"--hires_steps is {settings.hires_steps}, but must be at least 1, or 0 for as many as --steps"
-        )
+        raise UsageError(f"--hires_steps is {settings.hires_steps}, but must be at least 1, or 0 to follow --steps")
     if not 0.01 <= settings.hires_strength <= 1:
         raise UsageError(f"--hires_strength is {settings.hires_strength:g}, but must be from 0.01 to 1")
     start, end = active_range(settings.hyena_range)
@@ -105,7 +103,7 @@ def hyena_fields(settings: GenerateSettings) -> dict[str, Any]:
 
 
 def _hires_size(settings: GenerateSettings) -> tuple[int, int]:
-    match = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", settings.hires)
+    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX]\s*(\d{1,6})\s*", settings.hires)
     if not match:
         raise UsageError(f"--hires {settings.hires!r} must be a size in px such as 2048x2048")
     width, height = map(int, match.groups())
