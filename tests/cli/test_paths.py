@@ -149,16 +149,16 @@ def test_files_that_are_not_there_are_split_at_every_sign(tmp_path, monkeypatch)
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.compatibility("Prompts and paths", "a picture that appears under a name meanwhile", "kept; both are")
 def test_what_appears_meanwhile_is_kept(tmp_path, monkeypatch, capsys, caplog, links):
-    from sd_hyena.generate import draw
+    from sd_hyena.generate import hires
 
-    sample = draw.sample
+    sample = hires.sample
 
     def slow(*arguments, **options):
         for name in ("image_001.png", "image_001-1.png", "grid.png"):
             (tmp_path / name).write_bytes(b"mine")
         return sample(*arguments, **options)
 
-    monkeypatch.setattr(draw, "sample", slow)
+    monkeypatch.setattr(hires, "sample", slow)
     if not links:
         monkeypatch.setattr("os.link", lambda *paths: (_ for _ in ()).throw(PermissionError(1, "no links here")))
     assert generate(tmp_path, "--grid") == 0
