@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         unload_hyena,
     )
     from .errors import CheckpointError, SdHyenaError, UsageError
+    from .generate.switching import hyena_range
     from .share import push_to_hub, save_pretrained
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "UsageError",
     "attached",
     "hyena_config",
+    "hyena_range",
     "hyena_state_dict",
     "list_targets",
     "load_hyena",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 _WHERE = {
     ".errors": ("CheckpointError", "SdHyenaError", "UsageError"),
+    ".generate.switching": ("hyena_range",),
     ".share": ("push_to_hub", "save_pretrained"),
 }
 

@@ -234,3 +234,19 @@ def test_a_pipeline_that_draws_over_no_picture_is_refused(tmp_path, capsys):
     pipe.unet.register_to_config(in_channels=9)
     with pytest.raises(UsageError, match="--hires: StableDiffusionXLPipeline has no form that draws over a picture"):
         pipelines(pipe, GenerateSettings("xl", "-", width=64, height=64, hires="128x128"))
+
+
+def test_a_range_leaves_off_what_is_off(pipe):
+    import sd_hyena
+
+    first, *others = sd_hyena.load_hyena(pipe, "demo", "high")
+    sd_hyena.set_hyena_enabled(pipe, False, first)
+    seen = []
+    handle = pipe.unet.register_forward_hook(
+        lambda *_: seen.append([name for name, layer in sd_hyena.attached(pipe).items() if layer.enabled])
+    )
+    with sd_hyena.hyena_range(pipe, 0.5, 1.0):
+        pipe("a fox", width=64, height=64, num_inference_steps=4, output_type="latent")
+    handle.remove()
+    assert seen == [[], [], others, others]
+    assert [name for name, layer in sd_hyena.attached(pipe).items() if layer.enabled] == others

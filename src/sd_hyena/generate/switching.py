@@ -6,18 +6,19 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from ..api import set_hyena_enabled
-from ..patch import get_unet
+from ..patch import attached, get_unet, set_enabled
 
 
 @contextlib.contextmanager
 def hyena_range(pipe: Any, start: float = 0.0, end: float = 1.0) -> Iterator[None]:
     """Within the block, every picture that ``pipe`` draws has its Hyena layers on from ``start`` to ``end``, shares of
-    its steps, and off in the other steps. Afterwards all are on.
+    its steps, and off in the other steps. Layers that are switched off before stay off.
 
     A step may call the UNet more than once; of img2img, the steps are those that it runs. Equal shares: off.
     """
-    call, total, on = 0, 0, None
+    model = get_unet(pipe)
+    names = [name for name, layer in attached(model).items() if layer.enabled]
+    call, total, on = 0, 0, True
 
     def switch(unet: Any, inputs: Any) -> None:
         nonlocal call, total, on
@@ -27,12 +28,12 @@ def hyena_range(pipe: Any, start: float = 0.0, end: float = 1.0) -> Iterator[Non
         wanted = start <= call // order / -(-total // order) < end
         call += 1
         if wanted != on:
-            set_hyena_enabled(pipe, wanted)
+            set_enabled(model, wanted, names)
             on = wanted
 
-    handle = get_unet(pipe).register_forward_pre_hook(switch)
+    handle = model.register_forward_pre_hook(switch)
     try:
         yield
     finally:
         handle.remove()
-        set_hyena_enabled(pipe, True)
+        set_enabled(model, True, names)
