@@ -16,6 +16,7 @@ LAYER = {
     "settings": 0,
     "ops": 0,
     "placement": 1,
+    "tensors": 1,
     "recipes": 0,
     "nn": 1,
     "targets": 2,
