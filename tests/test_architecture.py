@@ -25,6 +25,8 @@ LAYER = {
     "legacy": 3,
     "checkpoint": 4,
     "models": 3,
+    "fingerprint": 3,
+    "models_layers": 4,
     "patch": 4,
     "api": 5,
     "generate": 6,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from . import checkpoint, patch
+from . import checkpoint, fingerprint, patch
 from .config import SCALINGS
 from .errors import UsageError
 from .hyena_file import HyenaFile
@@ -43,6 +43,12 @@ def load_hyena(
         if scaling is not None and "scaling" not in file.layers[stored].config.entry.options:
             logger.warning("%s: layer %s has nothing that could be scaled: the scaling is ignored", path, name)
         operators[name] = file.build(stored, scaling)
+    if further := fingerprint.difference(file.teacher, unet):
+        logger.warning(
+            "%s: was taught by another model: a sample of its self-attention's weights differs by %.3g%% from this UNet's",
+            path,
+            100 * further,
+        )
     patch.attach(unet, operators)
     return list(operators)
 

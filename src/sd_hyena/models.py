@@ -5,7 +5,6 @@ This is one of the few places that import diffusers.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import logging
@@ -143,6 +142,10 @@ def _load_single_file(source: ModelSource, options: dict[str, Any]) -> Any:
     return getattr(diffusers, (family or Family).pipeline).from_single_file(source.location, **options)
 
 
+def single_file_family(source: ModelSource) -> Family:
+    f = _family(Path(source.location)); assert f; return f
+
+
 def _family(path: Path) -> Family | None:
     """Which family a single file is of; None if it cannot be told.
 
@@ -158,17 +161,6 @@ def _family(path: Path) -> Family | None:
             return recognise({name: file.get_slice(name).get_shape() for name in list(file.keys())})
     except (SafetensorError, OSError) as error:
         raise SdHyenaError(f"model {path}: not a readable safetensors file ({error})") from None
-
-
-def fingerprint(pipe: Any) -> dict[str, str]:
-    """Identifies a teacher by its UNet: class, widths and a hash over its attention weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(pipe.unet.state_dict().items()):
-        if ".attn1." in name:
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    widths = "-".join(map(str, pipe.unet.config.block_out_channels))
-    return {"class": type(pipe).__name__, "widths": widths, "attention_sha256": digest.hexdigest()[:16]}
 
 
 def check_size(name: str, width: int, height: int, factor: int = 8) -> None:

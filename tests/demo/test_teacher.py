@@ -9,8 +9,9 @@ import sd_hyena
 from sd_hyena.demo.scenes import GROUNDS, SUBJECTS, all_scenes, held_out_scenes, parse_caption, training_prompts
 from sd_hyena.demo.scorer import fidelity, load_scorer
 from sd_hyena.errors import SdHyenaError, UsageError
+from sd_hyena.fingerprint import fingerprint
 from sd_hyena.generate.draw import sample
-from sd_hyena.models import DEMO_DIR, fingerprint, load_pipeline, locate
+from sd_hyena.models import DEMO_DIR, load_pipeline, locate
 from sd_hyena.targets import find_targets
 
 

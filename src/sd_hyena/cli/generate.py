@@ -43,8 +43,9 @@ def check_files(settings: GenerateSettings, source: ModelSource) -> None:
 def _draw(settings: GenerateSettings, source: Any) -> int:
     import torch
 
+    from ..fingerprint import HASH, fingerprint
     from ..generate.draw import contact_sheet, draw_sweep, save_png, use_scheduler
-    from ..models import fingerprint, load_pipeline
+    from ..models import load_pipeline
     from .display import console, phase
 
     device = choose_device(settings.device)
@@ -55,7 +56,7 @@ def _draw(settings: GenerateSettings, source: Any) -> int:
     seed = settings.seed if settings.seed >= 0 else random.SystemRandom().randrange(2**31)
     rows: list[list[Any]] = [[] for _ in settings.entries()]
     total = len(rows) * settings.num_images * settings.iteration
-    for drawn in draw_sweep(pipe, settings, seed, fingerprint(pipe)["attention_sha256"][:10]):
+    for drawn in draw_sweep(pipe, settings, seed, fingerprint(pipe)[HASH][:10]):
         rows[drawn.entry].append(drawn.image)
         done = sum(map(len, rows))
         console.print(f"{done}/{total} {drawn.path} seed {drawn.seed}, {drawn.seconds:.2f} s", soft_wrap=True)

@@ -16,6 +16,7 @@ def run(args: dict[str, Any]) -> int:
     from rich.table import Table
 
     from .. import checkpoint
+    from ..fingerprint import SAMPLE
     from .display import console
 
     file = checkpoint.load(args["file"])
@@ -35,7 +36,9 @@ def run(args: dict[str, Any]) -> int:
     origin = f"sd-hyena format {file.version}" if file.version else "2024 sd-hyena (one causal layer)"
     console.print(f"{args['file']}: {origin}", soft_wrap=True)
     table = Table()
-    for heading in ("layer", "operator", "channels", "trained grid", "parameters", "held-out error"):
+    on_noise = file.training.get("measure_on") == "noise"  # else on the teacher's pictures
+    errors = "error on noise" if on_noise else "held-out error"
+    for heading in ("layer", "operator", "channels", "trained grid", "parameters", errors):
         table.add_column(heading, justify="left" if heading in ("layer", "operator") else "right")
     for name, layer in file.layers.items():
         c = layer.config
@@ -50,6 +53,7 @@ def run(args: dict[str, Any]) -> int:
         )
     console.print(table)
     for title, section in (("teacher", file.teacher), ("training", file.training)):
-        if section:
-            console.print(f"{title}: " + ", ".join(f"{k}={v}" for k, v in section.items() if v != ""), soft_wrap=True)
+        shown = {k: v for k, v in section.items() if v != "" and k != SAMPLE}
+        if shown:
+            console.print(f"{title}: " + ", ".join(f"{k}={v}" for k, v in shown.items()), soft_wrap=True)
     return 0

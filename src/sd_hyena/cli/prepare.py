@@ -35,7 +35,8 @@ def run(args: dict[str, Any]) -> int:
     from ..distill.plan import plan_drawings, plan_images
     from ..distill.prepare import prepare
     from ..distill.shards import read_manifest
-    from ..models import fingerprint, load_pipeline
+    from ..fingerprint import fingerprint
+    from ..models import load_pipeline
     from .display import console, phase, preparing_progress
 
     read_manifest(folder)  # a folder that cannot be used is told before the model is loaded
