@@ -143,7 +143,9 @@ def _load_single_file(source: ModelSource, options: dict[str, Any]) -> Any:
 
 
 def single_file_family(source: ModelSource) -> Family:
-    f = _family(Path(source.location)); assert f; return f
+    f = _family(Path(source.location))
+    assert f
+    return f
 
 
 def _family(path: Path) -> Family | None:

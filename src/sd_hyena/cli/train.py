@@ -148,7 +148,9 @@ def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resum
     accelerator.init_trackers(run_name, config=vars(settings))
     prompts = _prompts(settings, source)
     shown = prompts[:: max(1, len(prompts) // 2)]
-    logbook = Logbook(accelerator, teacher if whole else None, shown, (settings.height, settings.width), settings.draw_steps)
+    logbook = Logbook(
+        accelerator, teacher if whole else None, shown, (settings.height, settings.width), settings.draw_steps
+    )
     with preparing_progress(main) as on_prepare, training_progress(settings.total_steps, main) as advance:
 
         def on_progress(progress: Any) -> None:

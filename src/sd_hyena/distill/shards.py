@@ -99,9 +99,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise SdHyenaError(f"{path}: version {document.get('version')!r}, but this sd-hyena reads {VERSION}")
     try:
         shards = [Shard(**(entry | {"size": tuple(entry["size"])})) for entry in document["shards"]]
-        manifest = Manifest(
-            document["identity"], int(document["n_shards"]), shards, document.get("teacher_sample", [])
-        )
+        manifest = Manifest(document["identity"], int(document["n_shards"]), shards, document.get("teacher_sample", []))
         names = [shard_name(number) for number in range(len(shards))]
         fits = names == [s.file for s in shards] and len(shards) <= manifest.n_shards
         if not fits or not {s.size for s in shards} <= set(manifest.sizes):
