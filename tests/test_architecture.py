@@ -39,7 +39,12 @@ LAYER = {
 # The bundled model's prompts and scorer are data to the layers below it.
 ALLOWED = {("distill", "demo"), ("evaluate", "demo")}
 DIFFUSERS_USERS = {
-    "models.py",
+    "models/folders.py",
+    "models/hub.py",
+    "models/loading.py",
+    "models/random_weights.py",
+    "models/schedule.py",
+    "models/single_file.py",
     "generate/draw.py",
     "distill/data.py",
     "distill/optimisation.py",

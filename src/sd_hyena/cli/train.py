@@ -42,7 +42,7 @@ def run(args: dict[str, Any]) -> int:
     if print_config:
         print(to_toml(settings))
         return 0
-    source = locate(settings.teacher_model)
+    source = locate(settings.teacher_model, settings.variant)
     _check_sizes(settings, source)
     device = choose_device(settings.device)
     _check_targets(settings, source)
@@ -156,7 +156,7 @@ def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resum
     dtype = choose_dtype(settings.mixed_precision)
     say = phase if main else logging.getLogger(__name__).debug
     say(f"loading {source.name}")
-    pipe = load_pipeline(source, str(accelerator.device), dtype)
+    pipe = load_pipeline(source, str(accelerator.device), dtype, settings)
     run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.out_dir).name}"
     accelerator.init_trackers(run_name, config=vars(settings))
     prompts = _prompts(settings, source)
