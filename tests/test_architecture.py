@@ -24,9 +24,8 @@ LAYER = {
     "hyena_file": 2,
     "legacy": 3,
     "checkpoint": 4,
-    "models": 3,
     "fingerprint": 3,
-    "models_layers": 4,
+    "models": 4,
     "patch": 4,
     "api": 5,
     "generate": 6,
@@ -41,7 +40,12 @@ LAYER = {
 # The bundled model's prompts and scorer are data to the layers below it.
 ALLOWED = {("distill", "demo"), ("evaluate", "demo")}
 DIFFUSERS_USERS = {
-    "models.py",
+    "models/folders.py",
+    "models/hub.py",
+    "models/loading.py",
+    "models/random_weights.py",
+    "models/schedule.py",
+    "models/single_file.py",
     "generate/draw.py",
     "distill/data.py",
     "distill/optimisation.py",

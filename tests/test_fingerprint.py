@@ -19,7 +19,7 @@ from sd_hyena.distill.students import configure
 from sd_hyena.errors import UsageError
 from sd_hyena.fingerprint import HASH, SAMPLE, SIZE, describe, difference, distance, exact, fingerprint, sample_of
 from sd_hyena.models import load_pipeline, locate
-from sd_hyena.models_layers import read_layers
+from sd_hyena.models.layers import read_layers
 from sd_hyena.nn import build
 from sd_hyena.targets import find_targets
 
@@ -153,7 +153,7 @@ def test_loading_into_another_model_is_warned_of_in_one_line(tmp_path, taught_by
     (line,) = warnings(caplog)
     assert str(file) in line
     assert "taught by another model" in line
-    assert 10 < float(line.split("differs by ")[1].split("%")[0]) < 30
+    assert 10 < float(line.split(", by ")[1].split("%")[0]) < 30
 
 
 @pytest.mark.parametrize(

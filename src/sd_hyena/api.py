@@ -45,7 +45,7 @@ def load_hyena(
         operators[name] = file.build(stored, scaling)
     if further := fingerprint.difference(file.teacher, unet):
         logger.warning(
-            "%s: was taught by another model: a sample of its self-attention's weights differs by %.3g%% from this UNet's",
+            "%s: was taught by another model: this UNet's self-attention weights differ, by %.3g%% in a sample",
             path,
             100 * further,
         )

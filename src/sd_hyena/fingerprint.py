@@ -52,7 +52,8 @@ def describe(pipeline: str, unet: nn.Module, get: Callable[[str], Tensor]) -> di
         for number in range(SIZE):
             if name == matrices[number * len(matrices) // SIZE]:
                 sample[number] = _value(tensor, number)
-    widths = "-".join(map(str, unet.config.block_out_channels))  # type: ignore[union-attr, arg-type]
+    config: Any = unet.config
+    widths = "-".join(map(str, config.block_out_channels))
     return {"class": pipeline, "widths": widths, HASH: digest.hexdigest()[:16], SAMPLE: sample}
 
 
@@ -72,10 +73,9 @@ def difference(record: Mapping[str, Any], unet: nn.Module) -> float:
 def sample_of(unet: nn.Module) -> list[float] | None:
     """What :func:`describe` would sample, of replaced layers too; None if some weights cannot be read."""
     layers = [layer for t in find_targets(unet).values() for layer in projections_of(_attention(unet, t))]
-    chosen = [getattr(layers[number * len(layers) // SIZE], "weight", None) for number in range(SIZE)]
-    if not all(type(w) in (Tensor, nn.Parameter) and w.is_floating_point() and w.device.type != "meta" for w in chosen):
-        return None
-    return [_value(weight.detach(), number) for number, weight in enumerate(chosen)]
+    chosen: list[Any] = [getattr(layers[number * len(layers) // SIZE], "weight", None) for number in range(SIZE)]
+    plain = [w for w in chosen if type(w) in (Tensor, nn.Parameter) and w.is_floating_point() and not w.is_meta]
+    return [_value(weight.detach(), number) for number, weight in enumerate(plain)] if len(plain) == SIZE else None
 
 
 def distance(first: Any, second: Any) -> float:

@@ -33,7 +33,7 @@ def prepare(settings: ImageSettings) -> tuple[Any, list[Entry], Callable[[int], 
         if settings.cfg_scale == 0:
             text = {name: t for name, t in text.items() if not name.startswith("negative")}
     else:
-        pipe = load_pipeline(locate(settings.model), settings.device, dtype)
+        pipe = load_pipeline(locate(settings.model, settings.variant), settings.device, dtype, settings)
         text = {"prompt": [PROMPT] * settings.num_images}
     entries = [attention_entry(name) for name in settings.attentions()]
     entries += [_from_files(files, settings) for files in settings.entries()]

@@ -10,6 +10,7 @@ from ..errors import UsageError
 from ..families import ARCHITECTURES
 from ..files import hyena_path
 from ..generate.settings import split_entries
+from ..models.choices import ModelChoices
 from ..settings import option
 from ..targets import parse_names
 
@@ -135,7 +136,7 @@ class SizesSettings(_Layers):
 
 
 @dataclass
-class ImageSettings(_Common, OperatorChoices):
+class ImageSettings(_Common, ModelChoices, OperatorChoices):
     """``sd-hyena benchmark image``; the operator's choices are those of untrained layers."""
 
     model: str = option("", "demo, a diffusers folder, a single file, a hub id", short="-m")
@@ -157,6 +158,7 @@ class ImageSettings(_Common, OperatorChoices):
         self.check_choices()
         if bool(self.model) == bool(self.random_weights):
             raise UsageError("give either -m/--model or --random_weights")
+        self.check_model_choices(self.model)
         if self.random_weights and self.hyena:
             raise UsageError("--hyena needs a model: with --random_weights, --target says what is replaced")
         if self.target:

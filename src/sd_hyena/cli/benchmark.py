@@ -44,7 +44,7 @@ def run(args: dict[str, Any]) -> int:
 
         old = read_document(settings.compare)
     if what == "image" and settings.model:
-        check_size(locate(settings.model).name, settings.width, settings.height)
+        check_size(locate(settings.model, settings.variant).name, settings.width, settings.height)
     import torch
 
     from ..machine import settle

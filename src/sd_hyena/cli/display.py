@@ -55,10 +55,8 @@ def training_progress(total: int, show: bool = True) -> Iterator[Callable[[Any],
         worst = f"up to {value:.3f} ({name})"
         bar.update(task, completed=progress.step, loss=progress.loss, where=where, worst=worst)
         if show and not lively and (progress.step % every == 0 or progress.step in (1, total)):
-            console.print(
-                f"step {progress.step}/{total} loss {progress.loss:.4f} relative error{where} up to {value:.4f} ({name})",
-                soft_wrap=True,
-            )
+            done = f"step {progress.step}/{total} loss {progress.loss:.4f}"
+            console.print(f"{done} relative error{where} up to {value:.4f} ({name})", soft_wrap=True)
 
     try:
         yield advance

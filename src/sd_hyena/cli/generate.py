@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any]) -> int:
     settings = resolve(GenerateSettings, args, defaults=lambda given: size_defaults(given["model"]))
     settings.validate()
-    source = locate(settings.model)
+    source = locate(settings.model, settings.variant)
     check_size(source.name, settings.width, settings.height)
     check_files(settings, source)
     return _draw(settings, source)
@@ -51,7 +51,7 @@ def _draw(settings: GenerateSettings, source: Any) -> int:
     device = choose_device(settings.device)
     dtype = settings.dtype if settings.dtype != "auto" else "float32" if device == "cpu" else "float16"
     phase(f"loading {source.name}")
-    pipe = load_pipeline(source, device, getattr(torch, dtype))
+    pipe = load_pipeline(source, device, getattr(torch, dtype), settings)
     use_scheduler(pipe, settings.scheduler)
     seed = settings.seed if settings.seed >= 0 else random.SystemRandom().randrange(2**31)
     rows: list[list[Any]] = [[] for _ in settings.entries()]

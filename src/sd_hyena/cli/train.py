@@ -41,7 +41,7 @@ def run(args: dict[str, Any]) -> int:
     if print_config:
         print(to_toml(settings))
         return 0
-    source = locate(settings.teacher_model)
+    source = locate(settings.teacher_model, settings.variant)
     _check_sizes(settings, source)
     device = choose_device(settings.device)
     _check_targets(settings, source)
@@ -184,7 +184,7 @@ def _teacher(settings: TrainSettings, source: ModelSource, device: str, say: Any
     """The teacher, its record, and whether all of it was read: a run that needs no pictures needs its layers alone."""
     from ..fingerprint import fingerprint
     from ..models import load_pipeline
-    from ..models_layers import read_layers
+    from ..models.layers import read_layers
 
     dtype = choose_dtype(settings.mixed_precision)
     if not settings.needs_pictures:
@@ -193,7 +193,7 @@ def _teacher(settings: TrainSettings, source: ModelSource, device: str, say: Any
             say(f"read {settings.target} of {source.name}, and no more: figures are on noise, the log has no pictures")
             return part, part.record, False
     say(f"loading {source.name}")
-    pipe = load_pipeline(source, device, dtype)
+    pipe = load_pipeline(source, device, dtype, settings)
     return pipe, fingerprint(pipe), True
 
 

@@ -60,7 +60,7 @@ class PictureLessons(Lessons):
 
 
 class NoiseLessons(Lessons):
-    """Normal noise, as the original trained on: of the teacher, nothing but the ``attentions`` of the targets is needed.
+    """Normal noise, as the original trained on: nothing of the teacher is needed but the ``attentions`` of the targets.
 
     ``latents``: sizes (h, w) of latent images, each as often as any other.
     """

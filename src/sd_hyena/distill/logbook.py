@@ -19,12 +19,12 @@ PICTURES = 2
 class Logbook:
     """Writes scalars after each update, and teacher's and student's pictures from the same seeds at each save.
 
-    What is on noise is named so: errors there are not those on the teacher's pictures. Without a pipeline there are no
-    pictures.
+    What is on noise is named so: errors there are not those on the teacher's pictures. With None for a pipeline there
+    are no pictures.
     """
 
     def __init__(
-        self, accelerator: Accelerator, pipe: Any | None, prompts: list[str], size: tuple[int, int], steps: int
+        self, accelerator: Accelerator, pipe: Any, prompts: list[str], size: tuple[int, int], steps: int
     ) -> None:
         self.accelerator, self.pipe, self.steps = accelerator, pipe, steps
         self.prompts, self.size = prompts[:PICTURES], size

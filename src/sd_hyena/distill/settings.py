@@ -10,6 +10,7 @@ from pathlib import Path
 from ..config import OperatorChoices
 from ..errors import UsageError
 from ..files import hyena_path
+from ..models.choices import ModelChoices
 from ..names import check_format, used_fields
 from ..settings import option
 from ..targets import parse_names
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class TrainSettings(OperatorChoices):
+class TrainSettings(ModelChoices, OperatorChoices):
     """Settings of one training run. ``validate`` checks what can be checked before anything is loaded."""
 
     teacher_model: str = option(
@@ -91,6 +92,7 @@ class TrainSettings(OperatorChoices):
 
     def validate(self) -> None:
         """Raises UsageError for the first setting that cannot work."""
+        self.check_model_choices(self.teacher_model)
         for name in ("batch_size", "gradient_accumulation_steps", "n_images", "n_held_out", "draw_steps", "reuse"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.n_steps >= (0 if self.finetune_steps else 1), "n_steps", self.n_steps, "at least 1")

@@ -9,7 +9,8 @@ A shard is a safetensors file of pictures of one size:
 
 Its metadata hold the p ``prompts``. The manifest says what determines the contents (``identity``), how many
 shards make the folder complete, and for each finished one its file, SHA-256, picture size in px, number of
-pictures, and which of them are held out; and a sample of the teacher's weights (``teacher_sample``). Nothing in either depends on when or in how many runs it was made.
+pictures, and which of them are held out; also a sample of the teacher's weights (``teacher_sample``). Nothing in
+either depends on when or in how many runs it was made.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..files import hyena_path
+from ..models.choices import ModelChoices
 from ..names import check_format, used_fields
 from ..settings import option
 from ..targets import parse_names
@@ -28,7 +29,7 @@ GRID_NAME = "grid.png"
 
 
 @dataclass
-class GenerateSettings:
+class GenerateSettings(ModelChoices):
     """Settings of one ``sd-hyena generate``. ``validate`` checks what needs no model."""
 
     model: str = option(help="demo, a diffusers folder, a single file, a hub id", short="-m")
@@ -66,6 +67,7 @@ class GenerateSettings:
 
     def validate(self) -> None:
         """Raises UsageError for the first setting that cannot work."""
+        self.check_model_choices(self.model)
         for name in ("num_images", "iteration", "steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}, but must be at least 1")
