@@ -16,7 +16,7 @@ from sd_hyena.cli import main
 from sd_hyena.models import DEMO_DIR
 from sd_hyena.tensors import Tensors
 
-NOISE = shlex.split("-t IN01,M00 --data noise -W 64 -H 64 -b 2 -r 1e-3 -d 3 -s 0")
+NOISE = shlex.split("-t IN01,M00 --data noise -W 64 -H 64 -b 8 -r 1e-3 -d 3 -s 0")
 
 
 def train(model, folder, *options):
@@ -210,16 +210,28 @@ def test_the_teachers_start_is_fitted_to_noise(tmp_path, light, init, form):
 
 def test_two_processes_teach_the_same_as_one(tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sd_hyena"]
-    constant = shlex.split("-n 4 --lr_scheduler constant --lr_warmup_steps 0")
-    assert train("demo", tmp_path / "one", *constant, "-b", 4) == 0
+    constant = shlex.split("-n 4 -t IN01,IN04 --lr_scheduler constant --lr_warmup_steps 0")
+    assert train("demo", tmp_path / "one", *constant) == 0
     logs = ["-l", str(tmp_path / "logs"), "-o", str(tmp_path / "two")]
-    command = [sys.executable, *launch, "train", "-m", "demo", *NOISE, *constant, *logs]
+    command = [sys.executable, *launch, "train", "-m", "demo", *NOISE, *constant, "-b", "4", *logs]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("no pictures") == 1
     one, two = (checkpoint.load(tmp_path / name / "Hyena-00004.safetensors") for name in ("one", "two"))
     for name, layer in one.layers.items():
         assert two.layers[name].figures == pytest.approx(layer.figures, rel=1e-3)
+
+
+def test_a_hub_id_in_the_cache_is_read_like_a_folder(tmp_path, light, from_the_whole_model, monkeypatch):
+    repository, revision = tmp_path / "cache" / "models--owner--model", "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / revision).symlink_to(DEMO_DIR)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    assert train("owner/model", out) == 0
+    assert same_weights(out / "Hyena-00002.safetensors", from_the_whole_model)
 
 
 def test_a_model_whose_layers_cannot_be_told_is_loaded_with_one_line(tmp_path, demo_pipe, monkeypatch, caplog, capsys):
