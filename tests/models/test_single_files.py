@@ -146,8 +146,9 @@ def without(*prefixes):
             r"its unet has, unlike others, down_blocks\.0\.attentions\.0\.lora",
         ),
         ("sd15", lambda t: t | {f"{UNET}input_blocks.0.0.weight": torch.ones(8, 8, 3, 3)}, "InstructPix2Pix"),
+        ("sd21", lambda t: t | {f"{UNET}label_emb.0.0.weight": torch.ones(1)}, "is an unCLIP model"),
     ],
-    ids=["VAE", "text encoder", "second text encoder", "tensors", "shape", "more tensors", "relative"],
+    ids=["VAE", "text encoder", "second text encoder", "tensors", "shape", "more tensors", "relative", "unCLIP"],
 )
 @pytest.mark.compatibility(
     "Models", "files without a VAE, a text encoder or some tensors", "refused: says what is missing"
