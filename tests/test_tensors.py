@@ -65,6 +65,12 @@ def test_pickles_are_read_and_their_extras_dropped(tmp_path, lightning, new):
     assert_holds_weights(open_tensors(tmp_path / "x.ckpt"), names)
 
 
+def test_headers_of_any_length_are_known_for_what_they_are(tmp_path):
+    for length in range(200, 520, 8):  # 8 bytes of it are length, and one of those may be that of a pickle or a text
+        save_file({"a": WEIGHTS["a"]}, tmp_path / "x", {"padding": "x" * length})
+        assert_holds_weights(open_tensors(tmp_path / "x"), ["a"])
+
+
 def test_the_name_of_a_file_does_not_decide_what_it_is(tmp_path):
     save_file(WEIGHTS, tmp_path / "x.ckpt")
     torch.save(WEIGHTS, tmp_path / "x.safetensors")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ DEMO_DIR = Path(__file__).parent / "demo" / "teacher"
 CONFIGS = Path(__file__).parent / "configs"
 VOCABULARY = DEMO_DIR / "tokenizer"  # of CLIP: all families use it
 UNET = "model.diffusion_model."  # what names of its tensors begin with in a single file
+AESTHETIC_SCORE = 6.0  # that SDXL's refiner is asked for, as its pipeline does
 MASK_CHANNELS = 5  # that an inpainting UNet takes beside the latents: a mask, and what is seen around it
 _CROSS_ATTENTION = re.compile(re.escape(UNET) + r"input_blocks\.\d+\.1\.transformer_blocks\.0\.attn2\.to_k\.weight")
 _CONFIG_FILES = ("config.json", "scheduler_config.json", "tokenizer_config.json")
@@ -101,14 +104,52 @@ def encode_prompt(pipe: Any, prompt: str) -> tuple[Tensor, ...]:
     return tuple(text.cpu() for text in pipe.encode_prompt(prompt, device=pipe.unet.device, **options))
 
 
+def from_text(pipe: Any, width: int, height: int) -> dict[str, Any]:
+    """What a pipeline that paints over pictures takes beside prompts to draw from text alone, as other pipelines do:
+    grey, all of which is to be painted over."""
+    takes = inspect.signature(pipe.__call__).parameters
+    if "strength" not in takes:
+        return {}
+    from PIL import Image
+
+    inputs = {"image": Image.new("RGB", (width, height), (127, 127, 127)), "strength": 1.0}
+    return inputs | ({"mask_image": Image.new("L", (width, height), 255)} if "mask_image" in takes else {})
+
+
 def unet_call(pipe: Any, sample: Tensor, timestep: Tensor, states: Tensor, pooled: Tensor | None = None) -> dict:
-    """Keyword arguments of a UNet call; with pooled text (SDXL), also the picture's size as it would be drawn."""
-    device, dtype = pipe.unet.device, pipe.unet.dtype
+    """Keyword arguments of a UNet call; with pooled text (SDXL), also the picture's size as it would be drawn.
+
+    For an inpainting UNet all of the picture is masked.
+    """
+    import torch
+
+    device, dtype, config = pipe.unet.device, pipe.unet.dtype, pipe.unet.config
+    if config.in_channels == sample.shape[1] + MASK_CHANNELS:
+        seen = _grey_latent(pipe, sample.shape[-2], sample.shape[-1]).to(sample).expand(len(sample), -1, -1, -1)
+        sample = torch.cat([sample, torch.ones_like(sample[:, :1]), seen], 1)
     call: dict[str, Any] = {"sample": sample.to(device, dtype), "timestep": timestep.to(device)}
     call["encoder_hidden_states"] = states.to(device, dtype)
     if pooled is not None:
         h, w = (side * pipe.vae_scale_factor for side in sample.shape[-2:])
         pooled = pooled.to(device, dtype)
-        ids = pooled.new_tensor([[h, w, 0, 0, h, w]] * len(pooled))
-        call["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
+        numbers = (config.projection_class_embeddings_input_dim - pooled.shape[1]) // config.addition_time_embed_dim
+        size = [h, w, 0, 0, h, w] if numbers == 6 else [h, w, 0, 0, AESTHETIC_SCORE]
+        call["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": pooled.new_tensor([size] * len(pooled))}
     return call
+
+
+_GREY: weakref.WeakKeyDictionary[Any, dict[tuple[int, int], Tensor]] = weakref.WeakKeyDictionary()  # by VAE and size
+
+
+def _grey_latent(pipe: Any, h: int, w: int) -> Tensor:
+    """(1, C, h, w): what an inpainting UNet sees around a mask that covers all."""
+    import torch
+
+    known = _GREY.setdefault(pipe.vae, {})
+    if (h, w) not in known:
+        vae = pipe.vae
+        grey = torch.zeros(1, 3, h * pipe.vae_scale_factor, w * pipe.vae_scale_factor)
+        with torch.no_grad():
+            mean = vae.encode(grey.to(vae.device, vae.dtype)).latent_dist.mean
+        known[h, w] = (mean * vae.config.scaling_factor).float().cpu()
+    return known[h, w]

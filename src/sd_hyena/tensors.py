@@ -154,16 +154,16 @@ def _open_file(path: Path) -> Tensors:
         raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself: fetch it with 'git lfs pull'")
     if re.match(rb"\s*<(!doctype|html|head|\?xml)", start, re.IGNORECASE):
         raise CheckpointError(f"{path}: is a web page, not weights: {_AGAIN} (the link may need a login)")
+    if all(byte >= 0x20 or byte in b"\t\n\r" for byte in start):
+        raise CheckpointError(f"{path}: is a text file, not weights")
+    if start[8:9] == b"{":  # first of all: a header's length before it may look like the start of anything else
+        return _open_safetensors(path, struct.unpack("<Q", start[:8])[0], size)
     if start.startswith(b"PK\x03\x04"):
         return _open_zip(path)
     if start.startswith(b"\x80"):
         return _open_pickle(path, mmap=False)
     if start[257:262] == b"ustar":
         raise CheckpointError(f"{path}: is a tar archive, as torch before 0.4 wrote: save it again with a newer torch")
-    if all(byte >= 0x20 or byte in b"\t\n\r" for byte in start):
-        raise CheckpointError(f"{path}: is a text file, not weights")
-    if start[8:9] == b"{":
-        return _open_safetensors(path, struct.unpack("<Q", start[:8])[0], size)
     raise CheckpointError(f"{path}: is neither a safetensors file nor one saved by torch, or is damaged")
 
 

@@ -194,10 +194,12 @@ def write(family, path, dtype=torch.float16, change=lambda tensors: tensors, met
     """Writes a single file of ``family`` (an entry of FAMILIES, or one made by :func:`thin`) with random weights.
 
     ``change`` may alter the tensors before they are saved; a path that ends in .ckpt is saved by torch, nested.
+    Returns the state dicts of the components.
     """
-    tensors = ldm_tensors(random_states(family, dtype), family, family.config("unet"), family.config("vae"))
-    tensors = change(tensors)
+    states = random_states(family, dtype)
+    tensors = change(ldm_tensors(states, family, family.config("unet"), family.config("vae")))
     if Path(path).suffix == ".ckpt":
         torch.save({"state_dict": tensors, "global_step": 1}, path)
     else:
         save_file(tensors, path, metadata)
+    return states

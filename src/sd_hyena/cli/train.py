@@ -70,7 +70,7 @@ def _defaults(given: dict[str, Any]) -> dict[str, Any]:
 
 def _check_sizes(settings: TrainSettings, source: ModelSource) -> None:
     check_size(source.name, settings.width, settings.height)
-    for width, height in settings.picture_sizes():
+    for width, height in settings.training_sizes():
         check_size(source.name, width, height)
         if settings.operator == "causal" and width * height > settings.width * settings.height:
             raise UsageError(

@@ -13,9 +13,11 @@ from torch import nn
 from ..targets import Target
 from .capture import Captured, capture
 from .data import Dataset, TeacherInputs
+from .losses import variance
 
 # Of the held-out inputs, whatever a run trains with: figures of different runs are on the same inputs.
 HELD_OUT_UNCONDITIONAL = 0.3
+FIRST = (-(10**6), -(10**6) - 1)  # passes for starts and variances
 Records = dict[str, Captured]
 
 
@@ -25,6 +27,15 @@ class Lessons(ABC):
     @abstractmethod
     def training(self, number: int, positions: Sequence[int]) -> Records:
         """What training pass ``number`` teaches, made now."""
+
+    def first(self, batch_size: int) -> list[Records]:
+        """Two passes that are never trained on, and that every process and every resumption shares."""
+        return [self.training(number, range(batch_size)) for number in FIRST]
+
+    def variances(self, batch_size: int) -> dict[str, float]:
+        """What each layer's loss is divided by."""
+        first = self.first(batch_size)
+        return {name: sum(variance(records[name].y) for records in first) / len(first) for name in first[0]}
 
     @abstractmethod
     def held_out(self, positions: Sequence[int]) -> Records:

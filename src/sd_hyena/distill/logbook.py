@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from ..families import from_text
 from ..patch import attach, detach
 from .results import Progress, Result
 from .students import Students
@@ -72,5 +73,6 @@ class Logbook:
             guidance_scale=5.0,
             generator=generators,
             output_type="np",
+            **from_text(self.pipe, width, height),
         )
         return np.concatenate(list(result.images), axis=1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SdHyenaError, UsageError
+from ..families import from_text
 from ..fingerprint import HASH, SAMPLE, distance, exact
 from .data import Dataset, open_prepared
 from .encode import encode, prompt_states
@@ -203,5 +204,6 @@ def _make(pipe: Any, plan: Plan, size: tuple[int, int], items: Sequence[Item]) -
         guidance_scale=plan.guidance,
         generator=[torch.Generator().manual_seed(item.seed) for item in items],
         output_type="latent",
+        **from_text(pipe, *size),
     )
     return result.images

@@ -25,7 +25,9 @@ STAGE_2 = (
     "finetune_lr", "finetune_batch_size", "prediction_weight", "feature_weight", "ema_decay", "gradient_checkpointing",
 )  # fmt: skip
 DRAWN = ("prompts", "sizes", "n_images", "n_held_out")
-OF_PICTURES = ("prompts", "n_images", "n_held_out", "draw_steps", "unconditional")
+OF_PICTURES = (
+    "prompts", "n_images", "n_held_out", "draw_steps", "unconditional", "prediction_type", "zero_snr",
+)  # fmt: skip
 logger = logging.getLogger(__name__)
 
 
@@ -166,7 +168,7 @@ class TrainSettings(ModelChoices, OperatorChoices):
         """Whether pictures are trained or measured on; what needs none needs no more of the teacher than its layers."""
         return self.learns_from_pictures or self.measured_on == "teacher"
 
-    def picture_sizes(self) -> list[tuple[int, int]]:
+    def training_sizes(self) -> list[tuple[int, int]]:
         """Sizes to learn from, (width, height) in px."""
         return chosen_sizes(self.data_dir, self.sizes) or [(self.width, self.height)]
 

@@ -31,7 +31,7 @@ from ..nn import OperatorConfig, build
 from ..targets import find_targets, select
 from .joint import JointStage, StudentUNet
 from .lessons import Lessons, NoiseLessons, PictureLessons, Reuse
-from .losses import Distance, Losses, layer_losses, variance
+from .losses import Distance, Losses, layer_losses
 from .optimisation import make_optimizer, make_schedule
 from .prepare import training_data
 from .results import Progress, Result
@@ -39,7 +39,6 @@ from .settings import TrainSettings
 from .state import Average, load_state, save_state
 from .students import Students, configure, pretrained_layers
 
-START_PASSES = (-(10**6), -(10**6) - 1)  # of the teacher, for starts and variances; none is trained on
 VALIDATION_SAMPLES = 64
 MAX_OVERFLOWS = 40
 # Settings that may differ between a run and its resumption; all others must be the same.
@@ -76,7 +75,7 @@ class Trainer:
         self.attentions = {t.name: pipe.unet.get_submodule(t.path) for t in self.targets}
         factor = pipe.vae_scale_factor
         self.grid = (settings.height // factor, settings.width // factor)
-        self.latents = [(height // factor, width // factor) for width, height in settings.picture_sizes()]
+        self.latents = [(height // factor, width // factor) for width, height in settings.training_sizes()]
         self.global_batch = settings.batch_size * accelerator.num_processes
         self.configs = self._configure()
         self._signal = 0
@@ -98,7 +97,7 @@ class Trainer:
             self._check_same_run(state)
         self.identity["pictures"] = self._prepare_inputs()
         self.students = self._make_students(started_from=state)
-        self.variances = self._measure_variances(self.lessons)
+        self.variances = self.lessons.variances(self.global_batch)
         step = 0
         if state is not None:
             self._check_same_run(state)
@@ -125,7 +124,7 @@ class Trainer:
         self.reuse.forget()
         assert self.pictures is not None
         if self.lessons is not self.pictures:  # what the layers are held to is real from here on
-            self.variances = self._measure_variances(self.pictures)
+            self.variances = self.pictures.variances(self.global_batch)
         model = StudentUNet(self.students, self.pipe.unet, self.targets, s.gradient_checkpointing)
         self._joint = JointStage(s, self.pipe, self.pictures.data, self.seed, self.targets, self.variances)
         self._enter(model, 2, state)
@@ -208,18 +207,13 @@ class Trainer:
             batches = []
             if self.settings.init == "teacher":
                 self.on_phase("fitting the operators' start to the teacher's attention")
-                batches = [self.lessons.training(n, range(self.global_batch)) for n in START_PASSES]
+                batches = self.lessons.first(self.global_batch)
             for name, operator in operators.items():
                 operator.to(self.accelerator.device)
                 operator.start_from(self.attentions[name], [(batch[name].x, batch[name].size) for batch in batches])
         for operator in operators.values():
             operator.unfold()
         return Students(operators, self.attentions).to(self.accelerator.device)
-
-    def _measure_variances(self, lessons: Lessons) -> dict[str, float]:
-        """What each layer's loss is divided by, from batches that every process and every resumption shares."""
-        batches = [lessons.training(number, range(self.global_batch)) for number in START_PASSES]
-        return {t.name: sum(variance(batch[t.name].y) for batch in batches) / len(batches) for t in self.targets}
 
     # -- the loop -----------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from .. import patch
 from ..api import load_hyena
 from ..errors import SdHyenaError, UsageError
+from ..families import from_text
 from ..files import atomic_path, hyena_path
 from .settings import SCHEDULERS, GenerateSettings
 
@@ -44,7 +45,8 @@ def use_scheduler(pipe: Any, name: str) -> None:
 def sample(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> list[Image.Image]:
     """One picture per prompt; picture i depends on prompt i and seed i alone, not on its batch."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return pipe(list(prompts), generator=generators, **options).images
+    paints = from_text(pipe, options["width"], options["height"])
+    return pipe(list(prompts), generator=generators, **options, **paints).images
 
 
 def attach_entry(pipe: Any, files: Sequence[str], settings: GenerateSettings) -> list[str]:

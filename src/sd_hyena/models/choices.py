@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from ..errors import UsageError
 from ..settings import option
@@ -24,7 +25,7 @@ class ModelChoices:
         choices=("auto", "on", "off"),
     )
 
-    def model_choices(self) -> dict[str, str]:
+    def model_choices(self) -> dict[str, Any]:
         """These choices alone, by name."""
         return {f.name: getattr(self, f.name) for f in fields(ModelChoices)}
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import SdHyenaError
-from .folders import check_folder
+from .folders import check_folder, read_index
 from .locate import ModelSource
 
 
 def fetch(source: ModelSource) -> tuple[Path, str]:
     """The folder and the variant of its weights. Raises SdHyenaError if it is not in the cache and cannot be had."""
-    folder = _download(source, source.variant)
     from ..tensors import weights_in
 
-    if not source.variant and not weights_in(folder / "unet"):  # what has no plain weights has these
-        folder = _download(source, "fp16")
+    folder = _download(source, source.variant)
+    read_index(folder, source.name)
+    if not source.variant and (folder / "unet").is_dir() and not weights_in(folder / "unet"):
+        folder = _download(source, "fp16")  # which is what those have that have no plain weights
     return folder, check_folder(folder, source.name, source.variant)
 
 

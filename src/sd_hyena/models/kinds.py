@@ -56,7 +56,8 @@ KINDS = (
     _kind(
         "a diffusion transformer",
         _TRANSFORMER,
-        r".*(adaLN_modulation|scale_shift_table|patch_embedding|cap_embedder|double_stream_blocks|txt_in\.|patchify_proj)",
+        r".*(adaLN_modulation|scale_shift_table|patch_embedding|cap_embedder|double_stream_blocks|txt_in\.|patchify_proj)|"
+        r"transformer_blocks\.\d|blocks\.\d+\.(attn|cross_attn|self_attn)\b",
     ),
     _kind(
         "a Stable Cascade model",

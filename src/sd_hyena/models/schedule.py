@@ -26,7 +26,8 @@ def read_marks(checkpoint: Checkpoint) -> Marked:
     """From the keys ``v_pred`` and ``ztsnr``, the metadata that trainers write, or else the weights; logs which."""
     metadata, marked = checkpoint.tensors.metadata, Marked()
     said = metadata.get("modelspec.prediction_type", "").lower()
-    if "v_pred" in checkpoint.tensors or said.startswith("v"):
+    v_trained = metadata.get("ss_v_parameterization", "").lower() == "true"
+    if "v_pred" in checkpoint.tensors or said.startswith("v") or v_trained:
         marked.prediction_type = "v_prediction"
     elif said.startswith("eps"):
         marked.prediction_type = "epsilon"
@@ -42,7 +43,7 @@ def read_marks(checkpoint: Checkpoint) -> Marked:
             checkpoint.name,
             marked.prediction_type,
         )
-    elif marked != Marked():
+    elif marked.zero_snr or marked.prediction_type == "v_prediction":
         zero = ["zero terminal SNR"] if marked.zero_snr else []
         said = ", ".join(filter(None, [marked.prediction_type, *zero]))
         logger.info("model %s: is marked as one of %s (see --prediction_type, --zero_snr)", checkpoint.name, said)

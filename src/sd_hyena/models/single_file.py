@@ -49,9 +49,10 @@ def open_checkpoint(path: Path | str, name: str) -> Checkpoint:
         first = ", ".join(list(tensors)[:3])
         raise UsageError(f"model {name}: is no Stable Diffusion checkpoint (it holds {first} ...)")
     family = recognise(shapes)
-    if family is None:
+    takes_pictures = family is not None and not family.pooled_width and f"{UNET}label_emb.0.0.weight" in shapes
+    if family is None or takes_pictures:
         channels = dict(enumerate(shapes.get(f"{UNET}input_blocks.0.0.weight", ()))).get(1)
-        what = _RELATIVES.get(channels or 0, "another")
+        what = "an unCLIP" if takes_pictures else _RELATIVES.get(channels or 0, "another")
         raise UsageError(f"model {name}: is {what} model, and sd-hyena works on {SUPPORTED}")
     parts = {"VAE": VAE} | {c.replace("_", " "): (prefix,) for c, prefix in family.text_encoders.items()}
     for part, prefixes in parts.items():
