@@ -178,7 +178,12 @@ class Packed(nn.Parameter):
     """Stands for the parameters of quantisation libraries."""
 
 
-@pytest.mark.parametrize("case", ["meta", "packed", "integers", "offloaded"])
+class OtherAttention(nn.Module):
+    query_dim = inner_dim = 32
+    heads = 2
+
+
+@pytest.mark.parametrize("case", ["meta", "packed", "integers", "offloaded", "another kind"])
 def test_where_weights_cannot_be_read_nothing_is_said(taught_by, case):
     teacher = record(changed(taught_by, lambda w: 2 * w))
     unet = copy.deepcopy(taught_by)
@@ -189,6 +194,8 @@ def test_where_weights_cannot_be_read_nothing_is_said(taught_by, case):
         from accelerate import cpu_offload
 
         cpu_offload(unet, torch.device("cpu"))
+    elif case == "another kind":
+        unet.mid_block.attentions[0].transformer_blocks[0].attn1 = OtherAttention()
     else:
         layer = unet.get_submodule(find_targets(unet)["M00"].path).to_q
         data = layer.weight.data

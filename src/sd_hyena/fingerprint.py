@@ -72,10 +72,14 @@ def difference(record: Mapping[str, Any], unet: nn.Module) -> float:
 
 def sample_of(unet: nn.Module) -> list[float] | None:
     """What :func:`describe` would sample, of replaced layers too; None if some weights cannot be read."""
-    layers = [layer for t in find_targets(unet).values() for layer in projections_of(_attention(unet, t))]
-    chosen: list[Any] = [getattr(layers[number * len(layers) // SIZE], "weight", None) for number in range(SIZE)]
-    plain = [w for w in chosen if type(w) in (Tensor, nn.Parameter) and w.is_floating_point() and not w.is_meta]
-    return [_value(weight.detach(), number) for number, weight in enumerate(plain)] if len(plain) == SIZE else None
+    attentions = [_attention(unet, t) for t in find_targets(unet).values()]
+    if not attentions or not all(hasattr(attention, name) for attention in attentions for name in PROJECTIONS):
+        return None
+    weights: list[Any] = [
+        getattr(layer, "weight", None) for attention in attentions for layer in projections_of(attention)
+    ]
+    chosen = [weights[number * len(weights) // SIZE] for number in range(SIZE)]
+    return [_value(w.detach(), number) for number, w in enumerate(chosen)] if all(map(_is_plain, chosen)) else None
 
 
 def distance(first: Any, second: Any) -> float:
@@ -97,6 +101,12 @@ def _rounding(sample: Tensor) -> Tensor:
     info = torch.finfo(kind)
     binade = 2.0 ** sample.abs().clamp_min(info.smallest_normal).log2().floor()
     return binade * info.eps / 2
+
+
+def _is_plain(weight: Any) -> bool:
+    """Whether it is a matrix of numbers that are here: neither offloaded nor quantised."""
+    plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and not weight.is_meta
+    return plain and weight.dim() == 2
 
 
 def _is_sample(value: Any) -> bool:

@@ -46,9 +46,7 @@ def read_layers(
     """
     found = _cached(source) if source.kind == "hub" else source
     if found is None:
-        logger.info(
-            "model %s: is not in the cache of downloads: all of it is loaded, for its layers alone", source.name
-        )
+        logger.info("model %s: is not in the cache of downloads, so all of it is loaded for its layers", source.name)
         return None
     unet = unet_skeleton(found)
     assert unet is not None
@@ -82,7 +80,7 @@ def _cached(source: ModelSource) -> ModelSource | None:
     try:
         folder = Path(snapshot_download(source.location, local_files_only=True))
         variant = check_folder(folder, source.name, source.variant)
-    except (errors.LocalEntryNotFoundError, SdHyenaError, UsageError):
+    except (errors.LocalEntryNotFoundError, ValueError, SdHyenaError, UsageError):
         return None
     return replace(source, kind="folder", location=str(folder), variant=variant)
 
