@@ -190,7 +190,7 @@ def test_damaged_parts_are_told(folder):
     weights = load_file(folder / UNET_WEIGHTS)
     save_file({key: value for key, value in weights.items() if key != "conv_in.bias"}, folder / UNET_WEIGHTS)
     shutil.copy(folder / UNET_WEIGHTS, folder / WEIGHTS[1])
-    with pytest.raises(CheckpointError, match=r"its unet lacks conv_in\.bias: download it again"):
+    with pytest.raises(CheckpointError, match=r"its unet lacks conv_in\.bias: download or copy it again"):
         load_pipeline(locate(str(folder)))
     edit(folder / "unet/config.json", block_out_channels=["x"])
     with pytest.raises(CheckpointError, match=r"its UNet's config\.json cannot be used"):

@@ -114,7 +114,9 @@ def load_folder(folder: Path, name: str, variant: str, options: dict[str, Any]) 
         if component == "unet":
             missing = [key for key in unet_from_config(folder, name).state_dict() if key not in held]
             if missing:
-                raise CheckpointError(f"model {name}: its unet lacks {', '.join(missing[:2])}: download it again")
+                raise CheckpointError(
+                    f"model {name}: its unet lacks {', '.join(missing[:2])}: download or copy it again"
+                )
     absent = {part: None for part in SAFETY if part in index}
     pipe = diffusers.DiffusionPipeline.from_pretrained(
         folder, local_files_only=True, variant=variant or None, **absent, **options
