@@ -22,7 +22,6 @@ UNET = "model.diffusion_model."  # what names of its tensors begin with in a sin
 AESTHETIC_SCORE = 6.0  # that SDXL's refiner is asked for, as its pipeline does
 MASK_CHANNELS = 5  # that an inpainting UNet takes beside the latents: a mask, and what is seen around it
 _CROSS_ATTENTION = re.compile(re.escape(UNET) + r"input_blocks\.\d+\.1\.transformer_blocks\.0\.attn2\.to_k\.weight")
-_CONFIG_FILES = ("config.json", "scheduler_config.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,11 @@ class Family:
 
     def config(self, component: str) -> dict[str, Any]:
         """What ``component``'s configuration says."""
-        folders = [self.configs / component, *([self.shared / component] if self.shared else [])]
-        found = next(path for folder in folders for file in _CONFIG_FILES if (path := folder / file).is_file())
-        config = json.loads(found.read_text())
+        folder = self.configs / component
+        if self.shared and not folder.is_dir():
+            folder = self.shared / component
+        (file,) = folder.glob("*config.json")
+        config = json.loads(file.read_text())
         if component == "unet" and self.inpaints:
             config["in_channels"] += MASK_CHANNELS
         return config

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .errors import CheckpointError
 
-_AGAIN = "download it again"
+_AGAIN = "download or copy it again"
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

@@ -43,6 +43,6 @@ def test_it_draws_what_its_teacher_draws(pipe):
 def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch, pipe):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").write_text("something else")
-    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+    with pytest.raises(CheckpointError, match="is a text file, not weights"):
         sd_hyena.load_hyena(pipe, "demo")
     assert not patch.attached(pipe.unet)

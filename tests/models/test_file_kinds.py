@@ -140,7 +140,7 @@ def test_the_command_says_it_in_one_line(file_with, capsys, tmp_path):
 def test_damaged_files_are_told_before_anything_is_loaded(name, tmp_path, capsys):
     (tmp_path / name).write_text("<!DOCTYPE html><html>log in</html>")
     assert cli.main(["generate", "-m", str(tmp_path / name), "-p", "x", "-o", str(tmp_path)]) == 1
-    assert "is a web page, not weights: download it again" in capsys.readouterr().err
+    assert "is a web page, not weights: download or copy it again" in capsys.readouterr().err
 
 
 def test_files_of_nothing_known(file_with):

@@ -1,8 +1,10 @@
 """diffusers folders and hub ids: variants, shards, other kinds of folders, and nothing of theirs is ever run."""
 
 import json
+import os
 import shutil
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -159,6 +161,10 @@ def test_folders_that_are_no_pipelines(folder, tmp_path):
     (tmp_path / "one" / "a.safetensors").touch()
     with pytest.raises(UsageError, match=r"if you mean the single file in it, give .*a\.safetensors"):
         locate(str(tmp_path / "one"))
+    (tmp_path / "one" / "hyena.safetensors").touch()
+    with pytest.raises(UsageError, match="is a folder of Hyena layers: give it with -y/--hyena"):
+        locate(str(tmp_path / "one"))
+    (tmp_path / "one" / "hyena.safetensors").unlink()
     (tmp_path / "one" / "adapter_config.json").touch()
     with pytest.raises(UsageError, match="is a folder of a peft adapter"):
         locate(str(tmp_path / "one"))
@@ -177,6 +183,11 @@ def test_folders_that_are_no_pipelines(folder, tmp_path):
     "Models", "folders without a tokenizer, weights or another part", "refused: says what is missing"
 )
 def test_missing_parts_are_told(path, message, folder):
+    whole = json.loads((folder / "model_index.json").read_text())
+    edit(folder / "model_index.json", vae=[None, None])
+    with pytest.raises(UsageError, match=r"its model_index\.json names no vae"):
+        locate(str(folder))
+    edit(folder / "model_index.json", **whole)
     missing = folder / path
     shutil.rmtree(missing) if missing.is_dir() else missing.unlink()
     with pytest.raises(CheckpointError, match=message):
@@ -190,7 +201,7 @@ def test_damaged_parts_are_told(folder):
     weights = load_file(folder / UNET_WEIGHTS)
     save_file({key: value for key, value in weights.items() if key != "conv_in.bias"}, folder / UNET_WEIGHTS)
     shutil.copy(folder / UNET_WEIGHTS, folder / WEIGHTS[1])
-    with pytest.raises(CheckpointError, match=r"its unet lacks conv_in\.bias: download it again"):
+    with pytest.raises(CheckpointError, match=r"its unet lacks conv_in\.bias: download or copy it again"):
         load_pipeline(locate(str(folder)))
     edit(folder / "unet/config.json", block_out_channels=["x"])
     with pytest.raises(CheckpointError, match=r"its UNet's config\.json cannot be used"):
@@ -208,12 +219,48 @@ def test_weights_that_are_no_numbers_are_refused_in_folders_too(folder):
         load_pipeline(locate(str(folder)))
 
 
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
+def test_pickled_weights_never_run_code(component, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (held,) = (folder / component).glob("*.safetensors")
+    held.unlink()
+    name = "pytorch_model.bin" if component == "text_encoder" else "diffusion_pytorch_model.bin"
+    torch.save({"conv_in.weight": Evil()}, folder / component / name)
+    with pytest.raises(CheckpointError, match=rf"{name}: asks to run code of its own \(posix\.mkdir\)"):
+        load_pipeline(locate(str(folder)))
+    assert not (folder / "evil").exists()
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("... to run it, pass trust_remote_code=True"), "asks to run code of its own, which is never done"),
+        (ValueError("no such `variant=ema` files"), "has no weights of variant ema"),
+        (ValueError("Repo id is odd\nbecause"), "cannot be downloaded: Repo id is odd$"),
+        (OSError("no route to host"), "is not in the cache of downloaded models, and the hub cannot be reached"),
+    ],
+    ids=["code", "variant", "other", "network"],
+)
+def test_what_the_hub_answers_is_told_in_one_line(error, message, cache, monkeypatch):
+    def download(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
+    with pytest.raises(SdHyenaError, match=rf"^model some/thing: {message}"):
+        load_pipeline(locate("some/thing", "ema"))
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache of downloads, and no network."""
     import huggingface_hub.constants
 
-    for module in (huggingface_hub.constants, __import__("diffusers").pipelines.pipeline_utils):
+    for module in (huggingface_hub.constants, diffusers.pipelines.pipeline_utils):
         for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, str(tmp_path / "hub") if name == "HF_HUB_CACHE" else True)

@@ -45,7 +45,7 @@ def use_scheduler(pipe: Any, name: str) -> None:
 def sample(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> list[Image.Image]:
     """One picture per prompt; picture i depends on prompt i and seed i alone, not on its batch."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    paints = from_text(pipe, options["width"], options["height"])
+    paints = from_text(pipe, options.get("width", 512), options.get("height", 512))
     return pipe(list(prompts), generator=generators, **options, **paints).images
 
 

@@ -30,6 +30,9 @@ def check_folder(folder: Path, name: str, variant: str = "") -> str:
     CheckpointError if something that it should hold is missing.
     """
     index = read_index(folder, name)
+    for component in ("vae", "scheduler"):
+        if not index.get(component):
+            raise UsageError(f"model {name}: its model_index.json names no {component}: give a whole pipeline")
     for component, kind in index.items():
         if kind is None or component in SAFETY:
             continue
@@ -114,12 +117,13 @@ def load_folder(folder: Path, name: str, variant: str, options: dict[str, Any]) 
         if component == "unet":
             missing = [key for key in unet_from_config(folder, name).state_dict() if key not in held]
             if missing:
-                raise CheckpointError(f"model {name}: its unet lacks {', '.join(missing[:2])}: download it again")
+                raise CheckpointError(
+                    f"model {name}: its unet lacks {', '.join(missing[:2])}: download or copy it again"
+                )
     absent = {part: None for part in SAFETY if part in index}
-    pipe = diffusers.DiffusionPipeline.from_pretrained(
+    return diffusers.DiffusionPipeline.from_pretrained(
         folder, local_files_only=True, variant=variant or None, **absent, **options
     )
-    return pipe
 
 
 def unet_from_config(folder: Path, name: str) -> Any:
@@ -148,6 +152,8 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
 def _what_else(folder: Path) -> str:
     """What a folder without a model_index.json is, and what to do."""
     whole = "give the folder of the whole pipeline, the one with model_index.json"
+    if (folder / "hyena.safetensors").is_file():
+        return "is a folder of Hyena layers: give it with -y/--hyena, and the model they are for with -m"
     if (folder / "adapter_config.json").is_file():
         return f"is a folder of a peft adapter: {whole}"
     config = folder / "config.json"

@@ -30,7 +30,7 @@ def _download(source: ModelSource, variant: str) -> Path:
         problem = "asks for its terms to be accepted on the hub, and for a login (hf auth login)"
     except errors.RepositoryNotFoundError:
         problem = "is not on the hub under this name, or is private and asks for a login (hf auth login)"
-    except (OSError, ValueError, errors.HfHubHTTPError):
+    except (OSError, errors.HfHubHTTPError):
         try:
             return Path(snapshot_download(source.location, local_files_only=True))
         except errors.LocalEntryNotFoundError:
@@ -38,4 +38,10 @@ def _download(source: ModelSource, variant: str) -> Path:
                 "is not in the cache of downloaded models, and the hub cannot be reached: give a folder or a file, or "
                 "download it where there is a network"
             )
+    except ValueError as error:
+        text = str(error).partition("\n")[0][:200]
+        if "trust_remote_code" in text:
+            problem = "asks to run code of its own, which is never done"
+        else:
+            problem = f"has no weights of variant {variant}" if "variant" in text else f"cannot be downloaded: {text}"
     raise SdHyenaError(f"model {source.name}: {problem}")

@@ -33,7 +33,6 @@ HYENA = _kind(
     "give it with -y/--hyena, and the model that it was trained on with -m",
     r"layers\.(IN|OUT|M)\d\d|filter_fn\.implicit_filter\.0\.weight$",
 )
-CHECKPOINT = "a Stable Diffusion checkpoint"
 KINDS = (
     HYENA,
     _kind(
@@ -56,8 +55,8 @@ KINDS = (
     _kind(
         "a diffusion transformer",
         _TRANSFORMER,
-        r".*(adaLN_modulation|scale_shift_table|patch_embedding|cap_embedder|double_stream_blocks|txt_in\.|patchify_proj)|"
-        r"transformer_blocks\.\d|blocks\.\d+\.(attn|cross_attn|self_attn)\b",
+        r".*(adaLN_modulation|scale_shift_table|cap_embedder|double_stream_blocks|txt_in\.|patchify_proj)|"
+        r"(model\.diffusion_model\.)?(patch_embedding|transformer_blocks\.\d|blocks\.\d+\.(attn|cross_attn|self_attn))\b",
     ),
     _kind(
         "a Stable Cascade model",

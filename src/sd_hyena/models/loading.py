@@ -65,32 +65,34 @@ def load_pipeline(
         reason = " ".join(str(error).splitlines()[:1])[:300] or type(error).__name__
         raise SdHyenaError(f"model {source.name}: cannot be loaded: {reason}") from error
     set_schedule(pipe, source.name, choices, marked)
-    check_finite(pipe, source.name, dtype, tensors)
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None
     pipe.set_progress_bar_config(disable=True)
     for module in (pipe.unet, pipe.vae):
         module.eval().requires_grad_(False)
-    return pipe.to(device)
+    pipe = pipe.to(device)
+    check_finite(pipe, source.name, dtype, tensors)
+    return pipe
 
 
 def check_finite(pipe: Any, name: str, dtype: torch.dtype, tensors: Tensors | None = None) -> None:
     """Raises CheckpointError, naming the tensor, if a weight of the pipeline is NaN or infinite.
 
-    ``tensors``: the file the weights came from, whose own names are more use than the pipeline's.
+    ``tensors``: the file that the weights came from, whose names say more than the pipeline's.
     """
     for component, module in pipe.components.items():
         for key, weight in module.named_parameters() if hasattr(module, "named_parameters") else ():
             if is_finite(weight):
                 continue
-            wrong = (
-                next((stored for stored in tensors if not is_finite(tensors.get(stored))), None) if tensors else None
-            )
-            if tensors and wrong is None:
-                raise CheckpointError(
-                    f"model {name}: {component}.{key} is beyond the range of {dtype}: use another --dtype"
-                )
-            raise CheckpointError(f"model {name}: {wrong or f'{component}.{key}'} holds NaN or infinite values")
+            found = f"{component}.{key}"
+            if tensors is not None:
+                stored = next((each for each in tensors if not is_finite(tensors.get(each))), None)
+                if stored is None:
+                    raise CheckpointError(
+                        f"model {name}: {found} is beyond the range of {dtype}: compute in another type"
+                    )
+                found = stored
+            raise CheckpointError(f"model {name}: {found} holds NaN or infinite values")
 
 
 def is_finite(weight: torch.Tensor) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor
 
 from ..errors import CheckpointError, UsageError
@@ -82,43 +83,48 @@ def load_single_file(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 def _component(checkpoint: Checkpoint, component: str, kind: str | None, dtype: torch.dtype) -> Any:
     import diffusers
     import transformers
-    from accelerate import init_empty_weights
-    from diffusers.loaders import single_file_utils as diffusers_names
 
     if kind is None:
         return None
     config = checkpoint.family.config(component)
     if component.startswith("tokenizer"):
-        del config["tokenizer_class"]
-        return transformers.CLIPTokenizer.from_pretrained(VOCABULARY, local_files_only=True, **config)
+        options = {key: value for key, value in config.items() if key != "tokenizer_class"}
+        return transformers.CLIPTokenizer.from_pretrained(VOCABULARY, local_files_only=True, **options)
     if component == "scheduler":
         return getattr(diffusers, kind).from_config(config)
-    state: dict[str, Tensor]
     with init_empty_weights(include_buffers=False):
         if component in checkpoint.family.text_encoders:
             model_class = getattr(transformers, kind)
             model = model_class(model_class.config_class(**config))
         else:
             model = getattr(diffusers, kind).from_config(config)
-    if component == "unet":
-        state = diffusers_names.convert_ldm_unet_checkpoint(checkpoint.part(UNET), config)
-    elif component == "vae":
-        state = diffusers_names.convert_ldm_vae_checkpoint(checkpoint.part(*VAE), config)
-    else:
-        prefix = checkpoint.family.text_encoders[component]
-        state = checkpoint.part(prefix)
-        if prefix.endswith(".model."):
-            state = diffusers_names.convert_open_clip_checkpoint(model, state, prefix=prefix)
-        else:
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-        if not hasattr(model, "text_model"):
-            state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
     label = f"model {checkpoint.name}: its {component.replace('_', ' ')}"
-    _fill(model, state, dtype, label, strict=component == "unet")  # text encoders have parts that are of no use here
+    # Text encoders come with parts that are of no use here; in a UNet whatever is not known changes what it does.
+    _fill(model, _weights(checkpoint, component, config, model), dtype, label, strict=component == "unet")
     return model
 
 
+def _weights(checkpoint: Checkpoint, component: str, config: dict[str, Any], model: Any) -> dict[str, Tensor]:
+    """A component's tensors under diffusers' and transformers' names."""
+    from diffusers.loaders import single_file_utils as convert
+
+    if component == "unet":
+        return convert.convert_ldm_unet_checkpoint(checkpoint.part(UNET), config)
+    if component == "vae":
+        return convert.convert_ldm_vae_checkpoint(checkpoint.part(*VAE), config)
+    prefix = checkpoint.family.text_encoders[component]
+    state = checkpoint.part(prefix)
+    if prefix.endswith(".model."):
+        state = convert.convert_open_clip_checkpoint(model, state, prefix=prefix)
+    else:
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    if not hasattr(model, "text_model"):  # as in transformers from 5.6 on
+        state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+    return state
+
+
 def _fill(model: torch.nn.Module, state: dict[str, Tensor], dtype: torch.dtype, label: str, strict: bool) -> None:
+    """Gives an empty model its weights; with ``strict``, there may be no others."""
     expected = model.state_dict()
     missing = [name for name in expected if name not in state]
     wrong = [name for name, tensor in expected.items() if name in state and state[name].shape != tensor.shape]

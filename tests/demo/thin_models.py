@@ -1,4 +1,4 @@
-"""Single files of every family with few channels and random weights, and folders saved from them."""
+"""Fixtures: single files of every family with few channels and random weights, and folders saved from them."""
 
 from __future__ import annotations
 
