@@ -32,8 +32,9 @@ from sd_hyena.distill.settings import TrainSettings
 from sd_hyena.distill.trainer import Trainer
 from sd_hyena.evaluate.pictures import Distances, Drawing, compare, draw
 from sd_hyena.files import atomic_path
+from sd_hyena.fingerprint import fingerprint
 from sd_hyena.machine import describe, machine
-from sd_hyena.models import DEMO, fingerprint, load_pipeline, locate
+from sd_hyena.models import DEMO, load_pipeline, locate
 from sd_hyena.nn import Operator
 from sd_hyena.nn.teacher import projections_of
 from sd_hyena.targets import find_targets

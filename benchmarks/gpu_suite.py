@@ -213,7 +213,8 @@ def training(suite: Suite, width: int, batch: int, updates: int, quick: bool) ->
 
     from sd_hyena.distill.settings import TrainSettings
     from sd_hyena.distill.trainer import Trainer
-    from sd_hyena.models import DEMO, fingerprint, load_pipeline, locate, random_pipeline
+    from sd_hyena.fingerprint import fingerprint
+    from sd_hyena.models import DEMO, load_pipeline, locate, random_pipeline
 
     device, cuda = str(suite.device), suite.device.type == "cuda"
     dtype, precision = (torch.float32, "no") if quick else (torch.bfloat16, "bf16")

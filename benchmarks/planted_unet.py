@@ -19,8 +19,9 @@ from sd_hyena.distill.prepare import training_data
 from sd_hyena.distill.settings import TrainSettings
 from sd_hyena.distill.trainer import Trainer
 from sd_hyena.files import atomic_path
+from sd_hyena.fingerprint import fingerprint
 from sd_hyena.machine import describe, machine
-from sd_hyena.models import DEMO, fingerprint, load_pipeline, locate
+from sd_hyena.models import DEMO, load_pipeline, locate
 from sd_hyena.targets import find_targets, select
 
 BEDS = ("planted", "as it is")

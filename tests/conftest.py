@@ -14,6 +14,7 @@ if DEVICE == "cpu":
 
 import pytest  # noqa: E402 - torch and triton read the environment when imported
 import torch  # noqa: E402
+from demo.thin_models import _folders, _thin, no_network, saved_folder, thin_model  # noqa: E402, F401 - fixtures
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 

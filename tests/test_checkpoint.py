@@ -178,11 +178,11 @@ def edit_tensors(path, change, **metadata):
 
 
 DAMAGE = [
-    (truncated, "not a readable safetensors file"),
-    (too_long, "not a readable safetensors file"),
-    (empty, "not a readable safetensors file"),
-    (five_bytes, "not a readable safetensors file"),
-    (absurd_header, "not a readable safetensors file"),
+    (truncated, "cut short or damaged"),
+    (too_long, "cut short or damaged"),
+    (empty, "is empty"),
+    (five_bytes, "is a text file, not weights"),
+    (absurd_header, "cut short or damaged"),
     (lfs_pointer, "Git LFS pointer"),
     (not_a_number, "in_proj.weight holds NaN"),
     (missing_tensor, "missing tensors: blocks.weight"),

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from . import checkpoint, patch
+from . import checkpoint, fingerprint, patch
 from .config import SCALINGS
 from .errors import CheckpointError, UsageError
 from .hyena_file import HyenaFile, Origin, gather
@@ -97,8 +97,8 @@ def load_hyena(
         raise UsageError(f"{source}: brings its own config: config= goes with a state dict")
     else:
         file = checkpoint.load(source, revision=revision, subfolder=subfolder, token=token)
-    operators = {}
-    for stored, name in choose_layers(unet, file, targets).items():
+    operators, chosen = {}, choose_layers(unet, file, targets)
+    for stored, name in chosen.items():
         if scaling is not None and "scaling" not in file.layers[stored].config.entry.options:
             logger.warning("%s: layer %s has nothing that could be scaled: the scaling is ignored", file.label, name)
         operators[name] = file.build(stored, scaling)
@@ -110,8 +110,24 @@ def load_hyena(
             file.label,
             ", ".join(off),
         )
+    _warn_of_other_teachers(unet, file, chosen)
     patch.attach(unet, operators, off=off)
     return list(operators)
+
+
+def _warn_of_other_teachers(unet: nn.Module, file: HyenaFile, chosen: Iterable[str]) -> None:
+    teachers: list[dict[str, Any]] = []
+    for stored in chosen:
+        teacher = file.origin(stored).teacher
+        if teacher in teachers:
+            continue
+        teachers.append(teacher)
+        if further := fingerprint.difference(teacher, unet):
+            logger.warning(
+                "%s: was taught by another model: this UNet's self-attention weights differ, by %.3g%% in a sample",
+                file.label,
+                100 * further,
+            )
 
 
 def _from_state_dict(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> HyenaFile:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
@@ -20,9 +19,11 @@ from . import legacy
 from .errors import CheckpointError
 from .files import atomic_path
 from .hyena_file import HyenaFile, LayerInfo, Origin, gather
+from .models.kinds import HYENA, is_checkpoint, kind_of
 from .nn import Operator, OperatorConfig, build
 from .sources import hyena_path
 from .targets import NAME
+from .tensors import open_tensors
 
 FORMAT, VERSION = "sd-hyena", 1
 MAX_LAYERS = 1024
@@ -102,20 +103,13 @@ def parse(label: Path | str, metadata: Mapping[str, Any], tensors: dict[str, Ten
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        with open(path, "rb") as raw:
-            start = raw.read(64)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot read: {error.strerror}") from None
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself: fetch it with 'git lfs pull'")
-    try:
-        with safe_open(path, framework="pt") as opened:
-            return opened.metadata() or {}, {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+    held = open_tensors(path)
+    kind = kind_of(held, held.metadata)
+    if kind is not None and kind is not HYENA:
+        raise CheckpointError(f"{path}: is {kind.what}, not a Hyena file")
+    if is_checkpoint(held):
+        raise CheckpointError(f"{path}: is a whole checkpoint, not a Hyena file: give it with -m/--model")
+    return held.metadata, {name: held.get(name) for name in held}
 
 
 def _parse(path: Path | str, metadata: Mapping[str, Any], tensors: dict[str, Tensor]) -> HyenaFile:

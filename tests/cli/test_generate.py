@@ -153,7 +153,7 @@ def test_existing_images_are_kept_unless_told_otherwise(tmp_path, capsys):
         (["-y", "none.safetensors"], 2, "no file none.safetensors"),
         (["-s", "0"], 2, "--steps is 0"),
         (["-t", "IN3"], 2, "'IN3' is not a layer name"),
-        (["-y", "damaged.safetensors"], 1, "damaged.safetensors: not a readable safetensors file"),
+        (["-y", "damaged.safetensors"], 1, "damaged.safetensors: is cut short or damaged"),
         (["-y", "other.safetensors"], 2, "IN01 has 64 channels, but the operator has 320"),
     ],
 )

@@ -6,7 +6,7 @@ from conftest import assert_close, run_unet
 from torch import nn
 
 from sd_hyena.distill.joint import JointStage, StudentUNet
-from sd_hyena.distill.lessons import Lessons
+from sd_hyena.distill.lessons import Reuse
 from sd_hyena.distill.optimisation import make_optimizer
 from sd_hyena.distill.settings import TrainSettings
 from sd_hyena.distill.state import Average
@@ -158,25 +158,20 @@ def test_the_average_is_in_place_only_where_asked():
 def test_a_teacher_pass_is_used_as_often_as_asked():
     made = []
 
-    class Counting(Lessons):
-        def __init__(self, reuse):
-            self.noise, self.reuse, self._kept = False, reuse, {}
+    class Counting:
+        def training(self, number, positions):
+            made.append(number)
+            return {"number": number, "positions": positions}
 
-        def activations(self, step, positions):
-            made.append(step)
-            return {"number": step, "positions": positions}
-
-    lessons = Counting(3)
+    lessons = Reuse(Counting(), 3)
     used = [lessons.training(step, range(4))["number"] for step in range(15)]
     assert made == [0, -1, -2, 1, 2, 3, 4]  # one pass for three steps, after the first three
     assert used == [0, -1, -2, 1, 0, -1, 2, 1, 0, 3, 2, 1, 4, 3, 2]
     assert len(lessons._kept) <= 3
     # A run that goes on in the middle makes anew what it needs, and learns from the same.
-    assert [Counting(3).training(step, range(4))["number"] for step in range(15)] == used
-    assert [Counting(1).training(step, range(4))["number"] for step in range(4)] == [0, 1, 2, 3]
-    # Another share of the same pass is another record; what is fresh is not kept.
+    assert [Reuse(Counting(), 3).training(step, range(4))["number"] for step in range(15)] == used
+    assert [Reuse(Counting(), 1).training(step, range(4))["number"] for step in range(4)] == [0, 1, 2, 3]
+    # Another share of the same pass is another record.
     assert lessons.training(14, range(4, 8))["positions"] == tuple(range(4, 8))
-    lessons.fresh(-100, range(4))
-    assert (-100, tuple(range(4))) not in lessons._kept
     lessons.forget()
     assert not lessons._kept

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..distill.prompts import default_prompts, read_prompts
 from ..errors import UsageError
 from ..families import ARCHITECTURES, DEMO
+from ..models.choices import ModelChoices
 from ..settings import option
 from ..targets import parse_names
 
@@ -16,7 +17,7 @@ FILES = ("anatomy.md", "anatomy.json", "anatomy.png", "displacement.png")
 
 
 @dataclass
-class AnatomySettings:
+class AnatomySettings(ModelChoices):
     """Settings of one examination. ``validate`` checks what needs no model."""
 
     model: str = option("", "demo, a diffusers folder, a single file, a hub id", short="-m", path=True)
@@ -42,6 +43,7 @@ class AnatomySettings:
         """Raises UsageError for the first setting that cannot work."""
         if bool(self.model) == bool(self.random_weights):
             raise UsageError("give either -m/--model or --random_weights")
+        self.check_model_choices(self.model)
         parse_names(self.target)
         limits = {
             "num_prompts": (1, 1000),

@@ -12,6 +12,7 @@ from .. import patch
 from ..api import load_hyena
 from ..checkpoint import load
 from ..errors import UsageError
+from ..families import from_text
 from ..models import load_pipeline, locate, random_pipeline
 from ..targets import find_targets, select
 from .image import Entry, attention_entry, hyena_entry, untrained
@@ -33,7 +34,7 @@ def prepare(settings: ImageSettings) -> tuple[Any, list[Entry], Callable[[int], 
         if settings.cfg_scale == 0:
             text = {name: t for name, t in text.items() if not name.startswith("negative")}
     else:
-        pipe = load_pipeline(locate(settings.model), settings.device, dtype)
+        pipe = load_pipeline(locate(settings.model, settings.variant), settings.device, dtype, settings)
         text = {"prompt": [PROMPT] * settings.num_images}
     entries = [attention_entry(name) for name in settings.attentions()]
     entries += [_from_files(files, settings) for files in settings.entries()]
@@ -53,6 +54,7 @@ def prepare(settings: ImageSettings) -> tuple[Any, list[Entry], Callable[[int], 
             height=settings.height,
             num_inference_steps=steps,
             guidance_scale=settings.cfg_scale,
+            **from_text(pipe, settings.width, settings.height),
         )
 
     return pipe, entries, generate

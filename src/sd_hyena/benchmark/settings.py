@@ -9,6 +9,7 @@ from ..config import OPERATORS, OperatorChoices
 from ..errors import UsageError
 from ..families import ARCHITECTURES
 from ..generate.settings import split_entries
+from ..models.choices import ModelChoices
 from ..settings import option
 from ..sources import hyena_path
 from ..targets import parse_names
@@ -135,7 +136,7 @@ class SizesSettings(_Layers):
 
 
 @dataclass
-class ImageSettings(_Common, OperatorChoices):
+class ImageSettings(_Common, ModelChoices, OperatorChoices):
     """``sd-hyena benchmark image``; the operator's choices are those of untrained layers."""
 
     model: str = option("", "demo, a diffusers folder, a single file, a hub id", short="-m", path=True)
@@ -159,6 +160,7 @@ class ImageSettings(_Common, OperatorChoices):
         self.check_choices()
         if bool(self.model) == bool(self.random_weights):
             raise UsageError("give either -m/--model or --random_weights")
+        self.check_model_choices(self.model)
         if self.random_weights and self.hyena:
             raise UsageError("--hyena needs a model: with --random_weights, --target says what is replaced")
         if self.target:

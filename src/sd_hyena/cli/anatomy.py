@@ -23,7 +23,7 @@ def run(args: dict[str, Any]) -> int:
     settings.validate()
     settings.read_prompts()
     check_size(settings.name, settings.width, settings.height)
-    source = locate(settings.model) if settings.model else None
+    source = locate(settings.model, settings.variant) if settings.model else None
     skeleton = unet_skeleton(source) if source else None
     if skeleton is not None:
         select(find_targets(skeleton), settings.target)
@@ -36,7 +36,7 @@ def run(args: dict[str, Any]) -> int:
 
     phase(f"loading {settings.name}")
     if source:
-        pipe, texts = load_pipeline(source, device), None
+        pipe, texts = load_pipeline(source, device, choices=settings), None
     else:
         pipe, texts = random_pipeline(settings.random_weights, device)
     with counting_progress() as progress:

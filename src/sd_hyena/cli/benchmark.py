@@ -22,7 +22,10 @@ COMMANDS: dict[str, tuple[Any, str]] = {
 }
 
 # Settings in which two runs may differ and still be compared row by row.
-UNCOMPARED = ("out", "compare", "overwrite", "kinds", "widths", "width", "height", "batch_size", "repeats", "budget")
+UNCOMPARED = (
+    "out", "compare", "overwrite", "kinds", "widths", "width", "height", "batch_size", "repeats", "budget",
+    "variant", "prediction_type", "zero_snr",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +47,7 @@ def run(args: dict[str, Any]) -> int:
 
         old = read_document(settings.compare)
     if what == "image" and settings.model:
-        check_size(locate(settings.model).name, settings.width, settings.height)
+        check_size(locate(settings.model, settings.variant).name, settings.width, settings.height)
     import torch
 
     from ..machine import settle

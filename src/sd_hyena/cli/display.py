@@ -38,25 +38,25 @@ def training_progress(total: int, show: bool = True) -> Iterator[Callable[[Any],
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.4f}"),
-        TextColumn("relative error {task.fields[worst]}"),
+        TextColumn("relative error{task.fields[where]} {task.fields[worst]}"),
         _Rate(),
         TimeRemainingColumn(),
     )
     bar = Progress(*columns, console=console, disable=not lively)
-    task = bar.add_task("training", total=total, loss=float("nan"), worst="-", start=False)
+    task = bar.add_task("training", total=total, loss=float("nan"), where="", worst="-", start=False)
     every = max(1, total // 20)
 
     def advance(progress: Any) -> None:
         name, value = max(progress.relative_error.items(), key=lambda item: item[1])
+        where = " on noise" if progress.on_noise else ""
         if not bar.tasks[0].started:
             bar.start()
             bar.start_task(task)
-        bar.update(task, completed=progress.step, loss=progress.loss, worst=f"up to {value:.3f} ({name})")
+        worst = f"up to {value:.3f} ({name})"
+        bar.update(task, completed=progress.step, loss=progress.loss, where=where, worst=worst)
         if show and not lively and (progress.step % every == 0 or progress.step in (1, total)):
-            console.print(
-                f"step {progress.step}/{total} loss {progress.loss:.4f} relative error up to {value:.4f} ({name})",
-                soft_wrap=True,
-            )
+            done = f"step {progress.step}/{total} loss {progress.loss:.4f}"
+            console.print(f"{done} relative error{where} up to {value:.4f} ({name})", soft_wrap=True)
 
     try:
         yield advance
@@ -93,7 +93,8 @@ def preparing_progress(show: bool = True) -> Iterator[Callable[[int, int], None]
 
 def layer_table(result: Any) -> None:
     """Per-layer results on held-out batches, and their mean."""
-    table = Table(title=f"held-out results after {result.step} steps, {result.seconds:.0f} s")
+    held_out = "results on held-out noise" if result.measured_on == "noise" else "held-out results"
+    table = Table(title=f"{held_out} after {result.step} steps, {result.seconds:.0f} s")
     table.add_column("layer")
     table.add_column("operator")
     for heading in ("channels", "grid", "relative error", "cosine"):

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any]) -> int:
     settings = resolve(EvaluateSettings, args, defaults=lambda given: size_defaults(given["model"]))
     settings.validate()
-    source = locate(settings.model)
+    source = locate(settings.model, settings.variant)
     check_size(source.name, settings.width, settings.height)
     prompts = settings.read_prompts()
     check_files(settings.drawing(), source)
@@ -38,7 +38,7 @@ def _evaluate(settings: EvaluateSettings, source: ModelSource, prompts: list[str
 
     scores = make_scores(settings, prompts, device)
     phase(f"loading {source.name}")
-    pipe = load_pipeline(source, device)
+    pipe = load_pipeline(source, device, choices=settings)
     entries = settings.entries()
     students = dict(zip(labels(entries), entries, strict=True))
     with counting_progress() as progress:

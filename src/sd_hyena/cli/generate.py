@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any]) -> int:
     settings = resolve(GenerateSettings, args, defaults=lambda given: size_defaults(given["model"]))
     settings.validate()
-    source = locate(settings.model)
+    source = locate(settings.model, settings.variant)
     for stage in stages(settings):
         check_size(source.name, stage.width, stage.height)
         option = "--steps" if stage.strength == 1 else "--hires_steps at --hires_strength"
@@ -48,18 +48,19 @@ def check_files(settings: GenerateSettings, source: ModelSource) -> None:
 def _draw(settings: GenerateSettings, source: Any) -> int:
     import torch
 
+    from ..fingerprint import HASH, fingerprint
     from ..generate.draw import contact_sheet, draw_sweep, save_png
     from ..generate.memory import check_offload, place, spare_vae
-    from ..models import fingerprint, load_pipeline
+    from ..models import load_pipeline
     from .display import console, phase
 
     device = choose_device(settings.device)
     check_offload(settings.offload, device)
     dtype = settings.dtype if settings.dtype != "auto" else "float32" if device == "cpu" else "float16"
     phase(f"loading {source.name}")
-    pipe = load_pipeline(source, "cpu", getattr(torch, dtype))
+    pipe = load_pipeline(source, "cpu", getattr(torch, dtype), settings)
     use_scheduler(pipe, settings.scheduler, settings.steps)
-    model_hash = fingerprint(pipe)["attention_sha256"][:10]
+    model_hash = fingerprint(pipe)[HASH][:10]
     drawn_at = stages(settings)
     place(pipe, device, settings.offload, drawn_at, settings.num_images)
     spare_vae(pipe, device, settings.vae_tiling, drawn_at, settings.num_images)

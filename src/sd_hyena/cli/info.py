@@ -17,6 +17,7 @@ def run(args: dict[str, Any]) -> int:
 
     from ..checkpoint import describe, load
     from ..combine import dtype_of
+    from ..fingerprint import SAMPLE
     from .display import console
 
     file = load(args["file"])
@@ -31,7 +32,9 @@ def run(args: dict[str, Any]) -> int:
     origin = f"sd-hyena format {file.version}" if file.version else "2024 sd-hyena (one causal layer)"
     console.print(f"{args['file']}: {origin}, {' and '.join(sorted(set(types.values())))}", soft_wrap=True)
     table = Table()
-    for heading in ("layer", "operator", "channels", "trained grid", "parameters", "held-out error"):
+    on_noise = file.training.get("measure_on") == "noise"  # else on the teacher's pictures
+    errors = "error on noise" if on_noise else "held-out error"
+    for heading in ("layer", "operator", "channels", "trained grid", "parameters", errors):
         table.add_column(heading, justify="left" if heading in ("layer", "operator") else "right")
     for name, layer in file.layers.items():
         c = layer.config
@@ -49,7 +52,7 @@ def run(args: dict[str, Any]) -> int:
         records: dict[str, list[str]] = {}
         for name in file.layers:
             section = getattr(file.origin(name), title)
-            text = ", ".join(f"{k}={v}" for k, v in section.items() if v != "")
+            text = ", ".join(f"{k}={v}" for k, v in section.items() if v != "" and k != SAMPLE)
             records.setdefault(text, []).append(name)
         for text, names in records.items():
             whose = f" of {', '.join(names)}" if len(records) > 1 else ""

@@ -24,7 +24,7 @@ def run(args: dict[str, Any]) -> int:
     overwrite = args.pop("overwrite")
     settings = resolve(PrepareSettings, args, defaults=_defaults)
     settings.validate()
-    source = locate(settings.teacher_model)
+    source = locate(settings.teacher_model, settings.variant)
     for width, height in parse_sizes(settings.sizes):
         check_size(source.name, width, height)
     folder = Path(settings.out_dir)
@@ -36,12 +36,13 @@ def run(args: dict[str, Any]) -> int:
     from ..distill.plan import plan_drawings, plan_images
     from ..distill.prepare import prepare
     from ..distill.shards import read_manifest
-    from ..models import fingerprint, load_pipeline
+    from ..fingerprint import fingerprint
+    from ..models import load_pipeline
     from .display import console, phase, preparing_progress
 
     read_manifest(folder)  # a folder that cannot be used is told before the model is loaded
     phase(f"loading {source.name}")
-    pipe = load_pipeline(source, device, choose_dtype(settings.mixed_precision))
+    pipe = load_pipeline(source, device, choose_dtype(settings.mixed_precision), settings)
     teacher = fingerprint(pipe)
     if images:
         plan = plan_images(settings, pipe, teacher, images)

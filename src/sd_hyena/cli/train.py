@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..distill.prepare_settings import parse_sizes
-from ..distill.settings import TrainSettings
+from ..distill.settings import TrainSettings, chosen_sizes
 from ..errors import SdHyenaError, UsageError
 from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
 from ..recipes import RECIPES, recipe_path
@@ -42,7 +41,7 @@ def run(args: dict[str, Any]) -> int:
     if print_config:
         print(to_toml(settings))
         return 0
-    source = locate(settings.teacher_model)
+    source = locate(settings.teacher_model, settings.variant)
     _check_sizes(settings, source)
     device = choose_device(settings.device)
     _check_targets(settings, source)
@@ -65,22 +64,13 @@ def _recipe(name: str | None, path: str | None) -> str | Path | None:
 
 def _defaults(given: dict[str, Any]) -> dict[str, Any]:
     """A run that names no width and height takes the first of its sizes, or the model's own."""
-    sizes = _sizes(given.get("data_dir", ""), given.get("sizes", ""))
+    sizes = chosen_sizes(given.get("data_dir", ""), given.get("sizes", ""))
     return dict(zip(("width", "height"), sizes[0], strict=True)) if sizes else size_defaults(given["teacher_model"])
-
-
-def _sizes(data_dir: str, sizes: str) -> list[tuple[int, int]]:
-    """What a run learns from, (width, height) in px, unless that is its own width and height."""
-    if data_dir:
-        from ..distill.shards import finished_manifest
-
-        return finished_manifest(Path(data_dir)).sizes
-    return parse_sizes(sizes) if sizes else []
 
 
 def _check_sizes(settings: TrainSettings, source: ModelSource) -> None:
     check_size(source.name, settings.width, settings.height)
-    for width, height in _sizes(settings.data_dir, settings.sizes):
+    for width, height in settings.training_sizes():
         check_size(source.name, width, height)
         if settings.operator == "causal" and width * height > settings.width * settings.height:
             raise UsageError(
@@ -149,19 +139,18 @@ def _accelerator(settings: TrainSettings, device: str) -> Any:
 def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resume: bool) -> int:
     from ..distill.logbook import Logbook
     from ..distill.trainer import Trainer
-    from ..models import fingerprint, load_pipeline
     from .display import console, layer_table, phase, preparing_progress, training_progress
 
     main = accelerator.is_main_process
-    dtype = choose_dtype(settings.mixed_precision)
     say = phase if main else logging.getLogger(__name__).debug
-    say(f"loading {source.name}")
-    pipe = load_pipeline(source, str(accelerator.device), dtype)
+    teacher, record, whole = _teacher(settings, source, str(accelerator.device), say)
     run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.out_dir).name}"
     accelerator.init_trackers(run_name, config=vars(settings))
     prompts = _prompts(settings, source)
     shown = prompts[:: max(1, len(prompts) // 2)]
-    logbook = Logbook(accelerator, pipe, shown, (settings.height, settings.width), settings.draw_steps)
+    logbook = Logbook(
+        accelerator, teacher if whole else None, shown, (settings.height, settings.width), settings.draw_steps
+    )
     with preparing_progress(main) as on_prepare, training_progress(settings.total_steps, main) as advance:
 
         def on_progress(progress: Any) -> None:
@@ -170,8 +159,8 @@ def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resum
 
         trainer = Trainer(
             settings,
-            pipe,
-            fingerprint(pipe),
+            teacher,
+            record,
             accelerator,
             is_demo=source.is_demo,
             on_phase=say,
@@ -180,6 +169,7 @@ def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resum
             on_prepare=on_prepare,
         )
         result = trainer.run(resume)
+    logbook.figures(result)
     accelerator.end_training()
     if main:
         if result.interrupted:
@@ -188,6 +178,23 @@ def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resum
             layer_table(result)
         console.print(f"seed {result.seed}; files: {', '.join(map(str, result.files))}", soft_wrap=True)
     return 128 + result.interrupted if result.interrupted else 0
+
+
+def _teacher(settings: TrainSettings, source: ModelSource, device: str, say: Any) -> tuple[Any, dict[str, Any], bool]:
+    """The teacher, its record, and whether all of it was read: a run that needs no pictures needs its layers alone."""
+    from ..fingerprint import fingerprint
+    from ..models import load_pipeline
+    from ..models.layers import read_layers
+
+    dtype = choose_dtype(settings.mixed_precision)
+    if not settings.needs_pictures:
+        part = read_layers(source, settings.target, device, dtype)
+        if part is not None:
+            say(f"read {settings.target} of {source.name}, and no more: figures are on noise, the log has no pictures")
+            return part, part.record, False
+    say(f"loading {source.name}")
+    pipe = load_pipeline(source, device, dtype, settings)
+    return pipe, fingerprint(pipe), True
 
 
 def _prompts(settings: TrainSettings, source: ModelSource) -> list[str]:

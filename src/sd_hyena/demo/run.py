@@ -28,9 +28,10 @@ from ..evaluate.run import Evaluation, evaluate
 from ..evaluate.settings import EvaluateSettings
 from ..families import DEMO
 from ..files import atomic_path
+from ..fingerprint import fingerprint
 from ..generate.draw import contact_sheet, save_png
 from ..machine import describe
-from ..models import fingerprint, load_pipeline, locate, size_defaults
+from ..models import load_pipeline, locate, size_defaults
 from ..recipes import recipe_path
 from ..settings import resolve
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ..generate.sampling import NotFiniteError, sample
 from ..patch import attach, detach
-from .results import Progress
+from .results import Progress, Result
 from .students import Students
 
 PICTURES = 2
@@ -19,7 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class Logbook:
-    """Writes scalars after each update, and teacher's and student's pictures from the same seeds at each save."""
+    """Writes scalars after each update, and teacher's and student's pictures from the same seeds at each save.
+
+    What is on noise is named so: errors there are not those on the teacher's pictures. With None for a pipeline there
+    are no pictures.
+    """
 
     def __init__(
         self, accelerator: Accelerator, pipe: Any, prompts: list[str], size: tuple[int, int], steps: int
@@ -31,13 +35,22 @@ class Logbook:
     def scalars(self, progress: Progress) -> None:
         """Loss and relative error per layer, the whole loss, in stage 2 its terms, and the learning rate."""
         values = {"loss": progress.loss, "lr": progress.lr}
-        values |= {f"loss/{name}": v for name, v in progress.mse.items()}
-        values |= {f"relative_error/{name}": v for name, v in progress.relative_error.items()}
+        where = "_on_noise" if progress.on_noise else ""
+        values |= {f"loss{where}/{name}": v for name, v in progress.mse.items()}
+        values |= {f"relative_error{where}/{name}": v for name, v in progress.relative_error.items()}
         values |= {f"joint/{name}": v for name, v in progress.parts.items()}
         self.accelerator.log(values, step=progress.step)
 
+    def figures(self, result: Result) -> None:
+        """Relative error per layer on what is held out, at the end."""
+        tag = "held_out_error_on_noise" if result.measured_on == "noise" else "held_out_error"
+        values = {f"{tag}/{name}": figures["relative_error"] for name, figures in result.figures.items()}
+        self.accelerator.log(values, step=result.step)
+
     def pictures(self, step: int, students: Students) -> None:
         """A sheet with the teacher's pictures above the students'."""
+        if self.pipe is None:
+            return
         try:
             if self._teacher_row is None:
                 self._teacher_row = self._draw()

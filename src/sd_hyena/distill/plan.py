@@ -10,13 +10,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import SdHyenaError
+from ..fingerprint import SAMPLE, exact
 from .encode import nearest_size
 from .prepare_settings import PrepareSettings, parse_sizes
 from .prompts import CaptionedImage
@@ -38,19 +39,21 @@ class Item:
 
 @dataclass
 class Plan:
-    """What a folder is to hold: its identity, and each shard's size, (width, height) in px, and items."""
+    """What a folder is to hold: its identity, each shard's size, (width, height) in px, and items; and a sample of its
+    teacher's weights."""
 
     identity: dict[str, Any]
     shards: list[tuple[tuple[int, int], list[Item]]]
     draw_steps: int
     guidance: float
+    teacher_sample: list[float] = field(default_factory=list)
 
     @property
     def n_items(self) -> int:
         return sum(len(items) for _, items in self.shards)
 
 
-def plan_drawings(settings: PrepareSettings, pipe: Any, teacher: dict[str, str], prompts: Sequence[str]) -> Plan:
+def plan_drawings(settings: PrepareSettings, pipe: Any, teacher: dict[str, Any], prompts: Sequence[str]) -> Plan:
     """Pictures drawn by the teacher: picture i has seed ``settings.seed + i`` and its prompt from the list."""
     sizes = parse_sizes(settings.sizes)
     groups: list[tuple[tuple[int, int], list[Item]]] = []
@@ -75,11 +78,11 @@ def plan_drawings(settings: PrepareSettings, pipe: Any, teacher: dict[str, str],
         "scheduler": type(pipe.scheduler).__name__,
         "scheduler_sha256": _sha256(json.dumps(config, sort_keys=True)),
     }
-    return Plan(identity, _cut(groups), settings.draw_steps, settings.guidance)
+    return Plan(identity, _cut(groups), settings.draw_steps, settings.guidance, teacher[SAMPLE])
 
 
 def plan_images(
-    settings: PrepareSettings, pipe: Any, teacher: dict[str, str], images: Sequence[CaptionedImage]
+    settings: PrepareSettings, pipe: Any, teacher: dict[str, Any], images: Sequence[CaptionedImage]
 ) -> Plan:
     """Captioned images, each at the nearest of the sizes; ``settings.seed`` shuffles which are used, and held out."""
     folder = settings.images
@@ -105,7 +108,7 @@ def plan_images(
         "seed": settings.seed,
         "images_sha256": _sha256("".join(_file_digest(image.path) for image in used)),
     }
-    return Plan(identity, _cut(groups), 0, 0.0)
+    return Plan(identity, _cut(groups), 0, 0.0, teacher[SAMPLE])
 
 
 def _is_chosen(i: int, share: float) -> bool:
@@ -120,7 +123,7 @@ def _cut(groups: Sequence[tuple[tuple[int, int], list[Item]]]) -> list[tuple[tup
 def _identity(
     settings: PrepareSettings,
     pipe: Any,
-    teacher: dict[str, str],
+    teacher: dict[str, Any],
     kind: str,
     parts: Sequence[str],
     groups: Sequence[tuple[tuple[int, int], list[Item]]],
@@ -128,7 +131,7 @@ def _identity(
     prompts = [item.prompt for _, items in groups for item in items]
     return {
         "kind": kind,
-        "teacher": teacher,
+        "teacher": exact(teacher),
         "weights": _weights_digest(pipe, parts),
         "dtype": str(pipe.unet.dtype),
         "sizes": [list(size) for size, _ in groups],

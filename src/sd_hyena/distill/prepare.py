@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SdHyenaError, UsageError
+from ..families import from_text
+from ..fingerprint import HASH, SAMPLE, distance, exact
 from ..generate.sampling import why_not_finite
 from .data import Dataset, open_prepared
 from .encode import encode, prompt_states
@@ -108,7 +110,7 @@ def preparation(settings: TrainSettings) -> PrepareSettings:
 def training_data(
     settings: TrainSettings,
     pipe: Any,
-    teacher: dict[str, str],
+    teacher: dict[str, Any],
     is_demo: bool,
     on_phase: Callable[[str], None] = logger.info,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -130,20 +132,24 @@ def training_data(
     return open_prepared(folder, check=False)  # prepare has just checked it
 
 
-def check_teacher(manifest: Manifest, folder: Path, teacher: dict[str, str], dtype: str) -> None:
+def check_teacher(manifest: Manifest, folder: Path, teacher: dict[str, Any], dtype: str) -> None:
     """Raises UsageError if a prepared folder is another teacher's."""
-    made_by, made_in = manifest.identity["teacher"], manifest.identity["dtype"]
-    if made_in != dtype and {**made_by, "attention_sha256": ""} == {**teacher, "attention_sha256": ""}:
-        # Rounded weights have another hash, so the hash says nothing here.
-        logger.warning(
-            "data folder %s was made in %s, this teacher is %s: only class and widths are compared",
-            folder,
-            made_in.removeprefix("torch."),
-            dtype.removeprefix("torch."),
-        )
-    elif made_by != teacher:
-        theirs, ours = (", ".join(t.get(k, "?") for k in teacher) for t in (made_by, teacher))
-        raise UsageError(f"data folder {folder} was made by another teacher ({theirs}), not by this one ({ours})")
+    made_by, made_in, ours = manifest.identity["teacher"], manifest.identity["dtype"], exact(teacher)
+    if made_by == ours:
+        return
+    if made_in != dtype and {**made_by, HASH: ""} == {**ours, HASH: ""}:  # rounded weights have another hash
+        if not manifest.teacher_sample:
+            logger.warning(
+                "data folder %s was made in %s, this teacher is %s: only class and widths are compared",
+                folder,
+                made_in.removeprefix("torch."),
+                dtype.removeprefix("torch."),
+            )
+            return
+        if not distance(manifest.teacher_sample, teacher[SAMPLE]):
+            return
+    theirs, own = (", ".join(t.get(k, "?") for k in ours) for t in (made_by, ours))
+    raise UsageError(f"data folder {folder} was made by another teacher ({theirs}), not by this one ({own})")
 
 
 def _manifest(plan: Plan, folder: Path, overwrite: bool) -> Manifest:
@@ -161,7 +167,7 @@ def _manifest(plan: Plan, folder: Path, overwrite: bool) -> Manifest:
     except OSError as error:
         raise SdHyenaError(f"data folder {folder}: {error.strerror}") from None
     if found is None:
-        found = Manifest(plan.identity, len(plan.shards))
+        found = Manifest(plan.identity, len(plan.shards), teacher_sample=plan.teacher_sample)
         write_manifest(folder, found)
         return found
     differences = [
@@ -199,5 +205,6 @@ def _make(pipe: Any, plan: Plan, size: tuple[int, int], items: Sequence[Item]) -
         guidance_scale=plan.guidance,
         generator=[torch.Generator().manual_seed(item.seed) for item in items],
         output_type="latent",
+        **from_text(pipe, *size),
     )
     return result.images

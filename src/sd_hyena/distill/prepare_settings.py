@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
+from ..models.choices import ModelChoices
 from ..settings import option
 from .prompts import read_prompts
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class PrepareSettings:
+class PrepareSettings(ModelChoices):
     """Settings of one prepared folder. ``validate`` checks what can be checked before anything is loaded."""
 
     teacher_model: str = option(
@@ -43,6 +44,7 @@ class PrepareSettings:
 
     def validate(self) -> None:
         """Raises UsageError for the first setting that cannot work."""
+        self.check_model_choices(self.teacher_model)
         for name in ("n_images", "n_held_out", "draw_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}, but must be at least 1")

@@ -19,11 +19,13 @@ class Progress:
     mse: dict[str, float]
     lr: float
     parts: dict[str, float] = field(default_factory=dict)  # stage 2's terms, not weighted
+    on_noise: bool = False  # whether the errors are on noise, and not on the teacher's pictures
 
 
 @dataclass
 class Result:
-    """What a run ends with: per layer, figures on held-out batches; the files written; whether cut short."""
+    """What a run ends with: per layer, figures on held-out batches of the teacher's pictures or of noise
+    (``measured_on``: "teacher" or "noise"); the files written; whether cut short."""
 
     figures: dict[str, dict[str, float]]
     configs: dict[str, OperatorConfig]
@@ -32,3 +34,4 @@ class Result:
     interrupted: int = 0  # the signal's number
     seconds: float = 0.0
     seed: int = 0
+    measured_on: str = "teacher"

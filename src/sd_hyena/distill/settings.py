@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from ..config import OperatorChoices
 from ..errors import UsageError
+from ..models.choices import ModelChoices
 from ..names import check_format, used_fields
 from ..settings import option
 from ..sources import hyena_path
@@ -18,15 +20,19 @@ from .prompts import read_prompts
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial")
 INITS = ("teacher", "projections", "random")
 DATA = ("teacher", "noise")
+MEASURE_ON = ("auto", *DATA)
 STAGE_2 = (
     "finetune_lr", "finetune_batch_size", "prediction_weight", "feature_weight", "ema_decay", "gradient_checkpointing",
 )  # fmt: skip
 DRAWN = ("prompts", "sizes", "n_images", "n_held_out")
+OF_PICTURES = (
+    "prompts", "n_images", "n_held_out", "draw_steps", "unconditional", "prediction_type", "zero_snr",
+)  # fmt: skip
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class TrainSettings(OperatorChoices):
+class TrainSettings(ModelChoices, OperatorChoices):
     """Settings of one training run. ``validate`` checks what can be checked before anything is loaded."""
 
     teacher_model: str = option(
@@ -51,11 +57,18 @@ class TrainSettings(OperatorChoices):
     pretrained_weight: str = option("", "Hyena file to start from (also the original's)", short="-p", path=True)
     init: str = option(
         "teacher",
-        "start: teacher: its projections, the rest fitted to its attention; projections: those alone",
+        "start: teacher: its projections, the rest fitted to its attention on the data; projections: those alone",
         choices=INITS,
     )
     data: str = option(
-        "teacher", "learn from pictures the teacher draws, or from noise as the original did", choices=DATA
+        "teacher",
+        "learn from pictures the teacher draws, or from noise as the original did, for which only its layers are read",
+        choices=DATA,
+    )
+    measure_on: str = option(
+        "auto",
+        "held-out data to measure on: the teacher's pictures, or noise; auto: noise if nothing else needs pictures",
+        choices=MEASURE_ON,
     )
     data_dir: str = option(
         "", "folder made by sd-hyena prepare; none: the teacher draws first, and keeps the pictures", path=True
@@ -85,6 +98,7 @@ class TrainSettings(OperatorChoices):
 
     def validate(self) -> None:
         """Raises UsageError for the first setting that cannot work."""
+        self.check_model_choices(self.teacher_model)
         for name in ("batch_size", "gradient_accumulation_steps", "n_images", "n_held_out", "draw_steps", "reuse"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.n_steps >= (0 if self.finetune_steps else 1), "n_steps", self.n_steps, "at least 1")
@@ -125,6 +139,7 @@ class TrainSettings(OperatorChoices):
             (not self.finetune_steps, STAGE_2, "of stage 2, which --finetune_steps asks for"),
             (True, self.unused(), f"not for the {self.operator} operator"),
             (bool(self.data_dir), DRAWN, "of pictures that a run draws itself; --data_dir names some that are there"),
+            (not self.needs_pictures, OF_PICTURES, "of pictures, and this run learns from and measures on noise alone"),
         ):
             given = [f"--{name}" for name in names if idle and getattr(self, name) != defaults[name]]
             if given:
@@ -136,15 +151,45 @@ class TrainSettings(OperatorChoices):
         return self.n_steps + self.finetune_steps
 
     @property
+    def learns_from_noise(self) -> bool:
+        """Whether stage 1 does."""
+        return self.data == "noise" and self.n_steps > 0
+
+    @property
     def learns_from_pictures(self) -> bool:
         """Whether pictures are trained on, and not only measured on."""
-        return self.data == "teacher" or self.finetune_steps > 0
+        return not self.learns_from_noise or self.finetune_steps > 0
+
+    @property
+    def measured_on(self) -> str:
+        """What the figures are on: "teacher" for its pictures, or "noise"."""
+        if self.measure_on != "auto":
+            return self.measure_on
+        return "teacher" if self.learns_from_pictures or self.data_dir else "noise"
+
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether pictures are trained or measured on; what needs none needs no more of the teacher than its layers."""
+        return self.learns_from_pictures or self.measured_on == "teacher"
+
+    def training_sizes(self) -> list[tuple[int, int]]:
+        """Sizes to learn from, (width, height) in px."""
+        return chosen_sizes(self.data_dir, self.sizes) or [(self.width, self.height)]
 
     def saved_steps(self) -> list[int]:
         """After how many updates files are written: every so many, and at the end of each stage."""
         every = self.save_every_n_steps
         regular = range(every, self.total_steps, every) if every else ()
         return sorted({*regular, self.n_steps, self.total_steps} - {0})
+
+
+def chosen_sizes(data_dir: str, sizes: str) -> list[tuple[int, int]]:
+    """What a run learns from, (width, height) in px, unless that is its own width and height."""
+    if data_dir:
+        from .shards import finished_manifest
+
+        return finished_manifest(Path(data_dir)).sizes
+    return parse_sizes(sizes) if sizes else []
 
 
 def _require(condition: bool, name: str, value: object, needed: str) -> None:

@@ -9,7 +9,8 @@ A shard is a safetensors file of pictures of one size:
 
 Its metadata hold the p ``prompts``. The manifest says what determines the contents (``identity``), how many
 shards make the folder complete, and for each finished one its file, SHA-256, picture size in px, number of
-pictures, and which of them are held out. Nothing in either depends on when or in how many runs it was made.
+pictures, and which of them are held out; also a sample of the teacher's weights (``teacher_sample``). Nothing in
+either depends on when or in how many runs it was made.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Manifest:
     identity: dict[str, Any]
     n_shards: int
     shards: list[Shard] = field(default_factory=list)
+    teacher_sample: list[float] = field(default_factory=list)
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -99,7 +101,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise SdHyenaError(f"{path}: version {document.get('version')!r}, but this sd-hyena reads {VERSION}")
     try:
         shards = [Shard(**(entry | {"size": tuple(entry["size"])})) for entry in document["shards"]]
-        manifest = Manifest(document["identity"], int(document["n_shards"]), shards)
+        manifest = Manifest(document["identity"], int(document["n_shards"]), shards, document.get("teacher_sample", []))
         names = [shard_name(number) for number in range(len(shards))]
         fits = names == [s.file for s in shards] and len(shards) <= manifest.n_shards
         if not fits or not {s.size for s in shards} <= set(manifest.sizes):

@@ -25,13 +25,13 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..errors import SdHyenaError, UsageError
+from ..fingerprint import exact
 from ..names import used_fields
 from ..nn import OperatorConfig, build
 from ..targets import find_targets, select
-from .capture import Captured
 from .joint import JointStage, StudentUNet
-from .lessons import Lessons
-from .losses import Distance, Losses, layer_losses, variance
+from .lessons import Lessons, NoiseLessons, PictureLessons, Reuse
+from .losses import Distance, Losses, layer_losses
 from .optimisation import make_optimizer, make_schedule
 from .prepare import training_data
 from .results import Progress, Result
@@ -39,8 +39,7 @@ from .settings import TrainSettings
 from .state import Average, load_state, save_state
 from .students import Students, configure, pretrained_layers
 
-START_PASSES = (-(10**6), -(10**6) - 1)  # of the teacher, for starts and variances; none is trained on
-VALIDATION_PICTURES = 64
+VALIDATION_SAMPLES = 64
 MAX_OVERFLOWS = 40
 # Settings that may differ between a run and its resumption; all others must be the same.
 MAY_CHANGE = {"log_dir", "out_dir", "data_dir", "save_every_n_steps", "device", "seed"}
@@ -48,7 +47,8 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Teaches the operators of the selected layers of one pipeline.
+    """Teaches the operators of the selected layers of one pipeline; for a run that needs no pictures, ``pipe`` may be
+    a teacher of which only these layers were read. ``teacher`` is its record (see :mod:`..fingerprint`).
 
     ``on_progress`` is called after every update, ``on_phase`` with a line for each longer phase, ``on_save``
     after each save with the step and the students, ``on_prepare`` with the number of pictures there, and of
@@ -59,7 +59,7 @@ class Trainer:
         self,
         settings: TrainSettings,
         pipe: Any,
-        teacher: dict[str, str],
+        teacher: dict[str, Any],
         accelerator: Accelerator,
         is_demo: bool = False,
         on_phase: Callable[[str], None] = logger.info,
@@ -75,6 +75,7 @@ class Trainer:
         self.attentions = {t.name: pipe.unet.get_submodule(t.path) for t in self.targets}
         factor = pipe.vae_scale_factor
         self.grid = (settings.height // factor, settings.width // factor)
+        self.latents = [(height // factor, width // factor) for width, height in settings.training_sizes()]
         self.global_batch = settings.batch_size * accelerator.num_processes
         self.configs = self._configure()
         self._signal = 0
@@ -90,12 +91,13 @@ class Trainer:
         self.seed = self._choose_seed(state)
         torch.manual_seed(self.seed)
         # What must be the same when the run is resumed, besides the settings.
-        self.identity: dict[str, Any] = {"teacher": self.teacher, "processes": self.accelerator.num_processes}
+        processes = self.accelerator.num_processes
+        self.identity: dict[str, Any] = {"teacher": exact(self.teacher), "processes": processes}
         if state is not None:  # before the teacher draws anything
             self._check_same_run(state)
         self.identity["pictures"] = self._prepare_inputs()
         self.students = self._make_students(started_from=state)
-        self.variances = self._measure_variances(self.lessons.fresh)
+        self.variances = self.lessons.variances(self.global_batch)
         step = 0
         if state is not None:
             self._check_same_run(state)
@@ -111,18 +113,20 @@ class Trainer:
         if s.finetune_steps and not self._signal:
             step = self._fine_tune(step, state if later else None)
         figures = self._finish(step)
-        return Result(figures, self.configs, self.files, step, self._signal, time.time() - started, self.seed)
+        seconds = time.time() - started
+        return Result(figures, self.configs, self.files, step, self._signal, seconds, self.seed, s.measured_on)
 
     def _fine_tune(self, step: int, state: dict[str, Any] | None) -> int:
         """Stage 2, from its start or from where ``state`` was saved."""
         s = self.settings
         self.on_phase(f"stage 2: {s.finetune_steps} steps with all layers in the UNet")
         self.accelerator.free_memory()
-        self.lessons.forget()
-        if s.data == "noise":  # what the layers are held to is real from here on
-            self.variances = self._measure_variances(self.lessons.activations)
+        self.reuse.forget()
+        assert self.pictures is not None
+        if self.lessons is not self.pictures:  # what the layers are held to is real from here on
+            self.variances = self.pictures.variances(self.global_batch)
         model = StudentUNet(self.students, self.pipe.unet, self.targets, s.gradient_checkpointing)
-        self._joint = JointStage(s, self.pipe, self.lessons.data, self.seed, self.targets, self.variances)
+        self._joint = JointStage(s, self.pipe, self.pictures.data, self.seed, self.targets, self.variances)
         self._enter(model, 2, state)
         return self._train(step, s.total_steps)
 
@@ -175,14 +179,26 @@ class Trainer:
         return state["seed"]
 
     def _prepare_inputs(self) -> str:
-        """Opens what is to be learned from, drawn by the teacher first where needed; returns its identity."""
+        """Opens what is learned from and measured on. Pictures, where needed, are drawn by the teacher first; returns
+        their identity."""
         s = self.settings
-        with self.accelerator.main_process_first():
-            data = training_data(s, self.pipe, self.teacher, self.is_demo, self.on_phase, self.on_prepare)
-        self.lessons = Lessons(self.pipe, self.targets, data, self.seed, s.data == "noise", s.unconditional, s.reuse)
-        return data.key
+        noise = NoiseLessons(self.attentions, self.targets, self.latents, self.seed)
+        self.pictures: PictureLessons | None = None
+        if s.needs_pictures:
+            with self.accelerator.main_process_first():
+                data = training_data(s, self.pipe, self.teacher, self.is_demo, self.on_phase, self.on_prepare)
+            self.pictures = PictureLessons(self.pipe, self.targets, data, self.seed, s.unconditional)
+        self.lessons: Lessons = noise if s.learns_from_noise or self.pictures is None else self.pictures
+        self.measuring: Lessons = noise if s.measured_on == "noise" or self.pictures is None else self.pictures
+        self.reuse = Reuse(self.lessons, s.reuse)
+        return self.pictures.data.key if self.pictures else ""
 
     def _make_students(self, started_from: dict[str, Any] | None) -> Students:
+        """The operators at their start, which is fitted to what is learned from first.
+
+        For noise that is noise: on the bundled model's sixteen layers (64 px), the mean error on noise is 0.21 at step
+        0 and 2 then, 0.32 and 0.30 with the teacher's projections alone, 0.33 and 0.29 if fitted to its activations.
+        """
         operators = {name: build(config) for name, config in self.configs.items()}
         if self.settings.pretrained_weight:
             for name, operator in operators.items():
@@ -191,18 +207,13 @@ class Trainer:
             batches = []
             if self.settings.init == "teacher":
                 self.on_phase("fitting the operators' start to the teacher's attention")
-                batches = [self.lessons.activations(n, range(self.global_batch)) for n in START_PASSES]
+                batches = self.lessons.first(self.global_batch)
             for name, operator in operators.items():
                 operator.to(self.accelerator.device)
                 operator.start_from(self.attentions[name], [(batch[name].x, batch[name].size) for batch in batches])
         for operator in operators.values():
             operator.unfold()
         return Students(operators, self.attentions).to(self.accelerator.device)
-
-    def _measure_variances(self, make: Callable[[int, range], dict[str, Captured]]) -> dict[str, float]:
-        """What each layer's loss is divided by, from batches that every process and every resumption shares."""
-        batches = [make(number, range(self.global_batch)) for number in START_PASSES]
-        return {t.name: sum(variance(batch[t.name].y) for batch in batches) / len(batches) for t in self.targets}
 
     # -- the loop -----------------------------------------------------------------------------------
 
@@ -225,7 +236,8 @@ class Trainer:
                 step += 1
                 self.average.update()
                 loss, errors, mse, parts = losses
-                self.on_progress(Progress(step, s.total_steps, loss, errors, mse, lr, parts))
+                on_noise = self.stage == 1 and s.learns_from_noise
+                self.on_progress(Progress(step, s.total_steps, loss, errors, mse, lr, parts, on_noise))
                 if step < last and s.save_every_n_steps and step % s.save_every_n_steps == 0:
                     self._save(step, {})
                     self._show(step)
@@ -273,7 +285,7 @@ class Trainer:
         with self.accelerator.autocast():
             if self.stage == 2:
                 return self._joint.losses(self.model, step, positions)
-            records = self.lessons.training(step, positions)
+            records = self.reuse.training(step, positions)
             return layer_losses(self.model(records), records, self.variances)
 
     def _over_processes(self, values: dict[str, Tensor]) -> dict[str, float]:
@@ -307,15 +319,15 @@ class Trainer:
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, dict[str, float]]:
-        """Relative error and cosine per layer on held-out latents, the same inputs in every run."""
+        """Relative error and cosine per layer on held-out pictures or noise, the same inputs in every run."""
         self.students.leave_out(0, self.seed, 0)
         with self.average.in_place():
             return self._measure(self.students.eval())
 
     def _measure(self, students: Students) -> dict[str, dict[str, float]]:
         distances = {t.name: Distance() for t in self.targets}
-        for positions in self.lessons.held_out_batches(VALIDATION_PICTURES, self.settings.batch_size):
-            records = self.lessons.held_out(positions)
+        for positions in self.measuring.held_out_batches(VALIDATION_SAMPLES, self.settings.batch_size):
+            records = self.measuring.held_out(positions)
             with self.accelerator.autocast():
                 outputs = students(records)
             for name, y in outputs.items():
@@ -347,7 +359,8 @@ class Trainer:
         )
 
     def _save_weights(self, step: int, figures: dict[str, dict[str, float]]) -> None:
-        training = asdict(self.settings) | {"seed": self.seed, "step": step}
+        measured_on = self.settings.measured_on
+        training = asdict(self.settings) | {"seed": self.seed, "step": step, "measure_on": measured_on}
         operators = dict(self.students.items())
         each = "t" in used_fields(self.settings.name_format)
         groups = [[name] for name in operators] if each else [list(operators)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import UsageError
 from ..families import DEMO
 from ..generate.settings import GenerateSettings, split_entries
+from ..models.choices import ModelChoices
 from ..settings import option
 
 MAX_BANDS = 100
@@ -17,7 +18,7 @@ MIN_SIDE = 16  # px: the window of the structural similarity is 11 px wide
 
 
 @dataclass
-class EvaluateSettings:
+class EvaluateSettings(ModelChoices):
     """Settings of one evaluation; those it shares with ``generate`` mean the same. ``validate`` checks what needs
     no model."""
 
@@ -93,6 +94,7 @@ class EvaluateSettings:
             seed=self.seed,
             scaling=self.scaling,
             overwrite=True,
+            **self.model_choices(),
         )
 
     def read_prompts(self) -> list[str]:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import SdHyenaError
+from ..families import from_text
 from ..long_prompts import count, encode_parts
 
 
@@ -31,6 +32,8 @@ def sample_latents(
     pipe: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any
 ) -> tuple[list[Image.Image], Tensor]:
     """What :func:`sample` returns, and the latents (N, C, h, w) that the pictures were decoded from."""
+    if "image" not in options:
+        options |= from_text(pipe, options.get("width", 512), options.get("height", 512))
     negatives = options.get("negative_prompt") or [""] * len(prompts)
     parts = [count(pipe, *pair) for pair in zip(prompts, negatives, strict=True)]
     images: dict[int, Image.Image] = {}

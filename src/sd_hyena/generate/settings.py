@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..models.choices import ModelChoices
 from ..names import check_format, used_fields
 from ..settings import option
 from ..sources import hyena_path
@@ -21,7 +22,7 @@ GRID_NAME = "grid.png"
 
 
 @dataclass
-class GenerateSettings:
+class GenerateSettings(ModelChoices):
     """Settings of one ``sd-hyena generate``. ``validate`` checks what needs no model."""
 
     model: str = option(help="demo, a diffusers folder, a single file, a hub id", short="-m", path=True)
@@ -78,6 +79,7 @@ class GenerateSettings:
 
     def validate(self) -> None:
         """Raises UsageError for the first setting that cannot work."""
+        self.check_model_choices(self.model)
         for name in ("num_images", "iteration", "steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}, but must be at least 1")

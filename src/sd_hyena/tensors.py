@@ -1,0 +1,252 @@
+"""Weights by name, read when they are asked for: safetensors, torch's pickles, folders of shards.
+
+What a file is follows from its first bytes, whatever its name ends in. Nothing in a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import CheckpointError
+
+_AGAIN = "download or copy it again"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+# What trainers left in pickles beside the weights: read as inert objects, and dropped.
+_EXTRAS = (
+    ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
+    ("pytorch_lightning.callbacks.early_stopping", "EarlyStopping"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy", "dtype"),
+)
+# A component's weights in a folder, as diffusers and transformers name them.
+_WEIGHTS = re.compile(
+    r"(?P<stem>diffusion_pytorch_model|model|pytorch_model)"
+    r"(?:\.(?P<variant>\w+))?"
+    r"(?P<shard>-\d{5}-of-\d{5})?(?:\.(?P<old_variant>\w+))?"
+    r"\.(?P<kind>safetensors|bin)(?P<index>\.index(?:\.(?P<index_variant>\w+))?\.json)?"
+)
+
+
+@dataclass
+class Tensors:
+    """What a checkpoint holds. ``shapes`` and ``dtypes`` are known; :meth:`get` reads a tensor's data."""
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+    read: Callable[[str], Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def get(self, name: str) -> Tensor:
+        """One tensor, on the CPU, as it is stored. Raises CheckpointError if there is none, or it cannot be read."""
+        if name not in self.shapes:
+            raise CheckpointError(f"{self.path}: holds no tensor {name}")
+        try:
+            tensor = self.read(name)
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{self.path}: cannot read {name}: {_line(error)}") from None
+        if tensor.is_meta:
+            raise CheckpointError(f"{self.path}: {name} was saved without its values")
+        return tensor
+
+
+def open_tensors(path: Path | str, variant: str = "") -> Tensors:
+    """The weights in a file, or in a component's folder: one file, or shards with an index. ``variant`` chooses in a
+    folder; unless given, those without one are taken, or else the only ones there are.
+
+    Raises CheckpointError, one line, for whatever is missing, damaged, or no checkpoint.
+    """
+    path = Path(path)
+    return _open_folder(path, variant) if path.is_dir() else _open_file(path)
+
+
+def weights_in(folder: Path | str) -> dict[str, Path]:
+    """The weights of a component's folder by variant, "" for those without one: an index where there are shards, else
+    the file; safetensors where there are both kinds."""
+    found: dict[str, list[tuple[bool, bool, Path]]] = {}
+    for path in sorted(Path(folder).iterdir()):
+        match = _WEIGHTS.fullmatch(path.name)
+        if match and not match["shard"]:
+            variant = match["variant"] or match["old_variant"] or match["index_variant"] or ""
+            found.setdefault(variant, []).append((match["kind"] == "bin", not match["index"], path))
+    return {variant: min(paths)[2] for variant, paths in sorted(found.items())}
+
+
+def _open_folder(folder: Path, variant: str) -> Tensors:
+    found = weights_in(folder)
+    if not found:
+        raise CheckpointError(f"{folder}: holds no weights (.safetensors or .bin)")
+    if variant not in found and (variant or len(found) > 1):
+        wanted = f"no weights of variant {variant}" if variant else "weights of several variants, none of them plain"
+        raise CheckpointError(f"{folder}: {wanted}; there are {', '.join(name or 'plain ones' for name in found)}")
+    path = found.get(variant) or next(iter(found.values()))
+    return _open_shards(path) if path.suffix == ".json" else _open_file(path)
+
+
+def _open_shards(index: Path) -> Tensors:
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(places.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{index}: not a readable index of shards: {_AGAIN}") from None
+    if any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise CheckpointError(f"{index}: names files outside of its folder")
+    shards = {name: _open_file(index.parent / name) for name in names}
+    for tensor, name in places.items():
+        if tensor not in shards[name]:
+            raise CheckpointError(f"{index.parent / name}: lacks {tensor}, which {index.name} says it holds: {_AGAIN}")
+    return Tensors(
+        index,
+        {tensor: shards[name].shapes[tensor] for tensor, name in places.items()},
+        {tensor: shards[name].dtypes[tensor] for tensor, name in places.items()},
+        lambda tensor: shards[places[tensor]].get(tensor),
+        {key: value for shard in shards.values() for key, value in shard.metadata.items()},
+    )
+
+
+def _open_file(path: Path) -> Tensors:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read: {error.strerror}") from None
+    if not start:
+        raise CheckpointError(f"{path}: is empty: {_AGAIN}")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file itself: fetch it with 'git lfs pull'")
+    if re.match(rb"\s*<(!doctype|html|head|\?xml)", start, re.IGNORECASE):
+        raise CheckpointError(f"{path}: is a web page, not weights: {_AGAIN} (the link may need a login)")
+    if all(byte >= 0x20 or byte in b"\t\n\r" for byte in start):
+        raise CheckpointError(f"{path}: is a text file, not weights")
+    if start[8:9] == b"{":  # first of all: a header's length before it may look like the start of anything else
+        return _open_safetensors(path, struct.unpack("<Q", start[:8])[0], size)
+    if start.startswith(b"PK\x03\x04"):
+        return _open_zip(path)
+    if start.startswith(b"\x80"):
+        return _open_pickle(path, mmap=False)
+    if start[257:262] == b"ustar":
+        raise CheckpointError(f"{path}: is a tar archive, as torch before 0.4 wrote: save it again with a newer torch")
+    raise CheckpointError(f"{path}: is neither a safetensors file nor one saved by torch, or is damaged")
+
+
+def _open_safetensors(path: Path, header: int, size: int) -> Tensors:
+    if 8 + header > size:
+        raise CheckpointError(f"{path}: is cut short or damaged: {_AGAIN}")
+    try:
+        file = safe_open(path, framework="pt")
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        kinds = {name: part.get_dtype() for name, part in slices.items()}
+        metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        if "IncompleteBuffer" in str(error) or "not fully covered" in str(error):
+            raise CheckpointError(f"{path}: is cut short or damaged: {_AGAIN}") from None
+        raise CheckpointError(f"{path}: not a readable safetensors file ({_line(error)})") from None
+    for name, kind in kinds.items():
+        if kind not in _DTYPES:
+            raise CheckpointError(f"{path}: {name} is of type {kind}, which cannot be read")
+    dtypes = {name: _DTYPES[kind] for name, kind in kinds.items()}
+    return Tensors(path, shapes, dtypes, file.get_tensor, metadata)
+
+
+def _open_zip(path: Path) -> Tensors:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+    except (zipfile.BadZipFile, OSError, ValueError):
+        raise CheckpointError(f"{path}: is cut short or damaged: {_AGAIN}") from None
+    if "data.pkl" not in names:
+        raise CheckpointError(f"{path}: is a zip archive, not weights: if they are in it, unpack it")
+    if "constants.pkl" in names:
+        raise CheckpointError(f"{path}: is a TorchScript program, not weights")
+    return _open_pickle(path, mmap=True)
+
+
+def _open_pickle(path: Path, mmap: bool) -> Tensors:
+    try:
+        with torch.serialization.safe_globals([_inert(*names) for names in _EXTRAS]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if path.name.endswith(".safetensors"):  # torch goes by the name of a path
+                with open(path, "rb") as file:
+                    content = torch.load(file, map_location="cpu", weights_only=True)
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # the unpickler raises what its reading of the bytes leads to
+        raise CheckpointError(f"{path}: {_why_refused(str(error))}") from None
+    while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    tensors = dict(_flatten(content)) if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no weights by name")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    return Tensors(path, shapes, dtypes, tensors.__getitem__)
+
+
+def _flatten(content: Mapping[Any, Any], prefix: str = "", depth: int = 3) -> Iterator[tuple[str, Tensor]]:
+    for name, value in content.items():
+        if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
+            yield f"{prefix}{name}", value.detach()
+        elif isinstance(value, Mapping) and depth:
+            yield from _flatten(value, f"{prefix}{name}.", depth - 1)
+
+
+def _why_refused(message: str) -> str:
+    asks_for = re.search(r"GLOBAL ([\w.]+)", message)
+    if asks_for:
+        return (
+            f"asks to run code of its own ({asks_for[1]}), which is never done: save its weights alone, as .safetensors"
+        )
+    return f"not a readable torch file, or damaged: {_AGAIN}"
+
+
+def _inert(module: str, name: str) -> type:
+    """A class that passes for another by its name, takes any arguments, and does nothing."""
+
+    def new(cls: type, *args: Any) -> Any:
+        return object.__new__(cls)
+
+    does_nothing = {"__init__": lambda self, *args: None, "__setstate__": lambda self, state: None}
+    return type(name, (), {"__module__": module, "__new__": new} | does_nothing)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

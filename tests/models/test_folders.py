@@ -1,0 +1,286 @@
+"""diffusers folders and hub ids: variants, shards, other kinds of folders, and nothing of theirs is ever run."""
+
+import json
+import os
+import shutil
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sd_hyena import cli
+from sd_hyena.errors import CheckpointError, SdHyenaError, UsageError
+from sd_hyena.models import load_pipeline, locate, unet_skeleton
+
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+WEIGHTS = (UNET_WEIGHTS, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
+
+
+@pytest.fixture
+def folder(saved_folder, tmp_path):
+    """A folder to be changed."""
+    shutil.copytree(saved_folder("sd15"), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def rename(folder, variant, weights=WEIGHTS):
+    for name in weights:
+        path = folder / name
+        path.rename(path.with_suffix(f".{variant}.safetensors"))
+
+
+def assert_same_model(folder, original, variant=""):
+    """The folder loads and holds what the original's UNet and text encoder hold."""
+    pipe = load_pipeline(locate(str(folder), variant), dtype=torch.float16)
+    expected = load_file(original / UNET_WEIGHTS)
+    assert all(value.equal(expected[key]) for key, value in pipe.unet.state_dict().items())
+    held = {k.removeprefix("text_model."): v for k, v in load_file(original / "text_encoder/model.safetensors").items()}
+    got = {k.removeprefix("text_model."): v for k, v in pipe.text_encoder.state_dict().items()}
+    assert all(got[key].equal(value) for key, value in held.items() if key in got)
+    assert len(got) >= len(held) - 1
+
+
+@pytest.mark.compatibility("Models", "diffusers folders with fp16 weights only", "found without being asked, and said")
+def test_the_only_variant_is_found(folder, saved_folder, caplog, no_network):
+    rename(folder, "fp16")
+    with caplog.at_level("INFO", "sd_hyena"):
+        assert_same_model(folder, saved_folder("sd15"))
+    assert "plain weights are missing, those of variant fp16 are taken" in caplog.text
+
+
+@pytest.mark.compatibility(
+    "Models", "`--variant`", "chooses; a variant that is missing is refused, naming those there are"
+)
+def test_variants_are_chosen(folder, saved_folder, tmp_path, capsys):
+    weights = load_file(folder / UNET_WEIGHTS)
+    other = {key: torch.zeros_like(value) for key, value in weights.items()}
+    save_file(weights, folder / "unet/diffusion_pytorch_model.fp16.safetensors")
+    save_file(other, folder / UNET_WEIGHTS)
+    assert_same_model(folder, saved_folder("sd15"), "fp16")
+    assert not load_pipeline(locate(str(folder))).unet.conv_in.weight.any()
+    command = ["generate", "-m", str(folder), "-p", "x", "-o", str(tmp_path), "--variant", "bf16"]
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err == f"sd-hyena: model {folder}: has no weights of variant bf16; it has fp16\n"
+    assert cli.main(["generate", "-m", "demo", "-p", "x", "-o", str(tmp_path), "--variant", "fp16"]) == 2
+    assert "has no weights of variant fp16; it has plain weights only" in capsys.readouterr().err
+
+
+def test_what_no_variant_covers_is_told(folder):
+    rename(folder, "fp16", WEIGHTS[:1])
+    rename(folder, "ema", WEIGHTS[1:2])
+    with pytest.raises(UsageError, match=r"unet/ has weights of variant fp16 only: choose with --variant"):
+        locate(str(folder))
+    with pytest.raises(UsageError, match=r"vae/ has weights of variant ema only"):
+        locate(str(folder), "fp16")
+
+
+@pytest.mark.compatibility("Models", "sharded weights, `.bin` weights", "work")
+def test_shards_and_pickles(folder, saved_folder, no_network):
+    weights = load_file(folder / UNET_WEIGHTS)
+    places = {}
+    for number in range(2):
+        name = f"diffusion_pytorch_model-{number + 1:05d}-of-00002.safetensors"
+        part = {key: value for i, (key, value) in enumerate(weights.items()) if i % 2 == number}
+        save_file(part, folder / "unet" / name, {"format": "pt"})
+        places |= dict.fromkeys(part, name)
+    (folder / UNET_WEIGHTS).unlink()
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    for name, new in ((WEIGHTS[1], "diffusion_pytorch_model.bin"), (WEIGHTS[2], "pytorch_model.bin")):
+        torch.save(load_file(folder / name), (folder / name).with_name(new))
+        (folder / name).unlink()
+    assert_same_model(folder, saved_folder("sd15"))
+    (folder / "unet" / places["conv_in.weight"]).unlink()
+    with pytest.raises(CheckpointError, match=r"-of-00002\.safetensors: no such file"):
+        load_pipeline(locate(str(folder)))
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_class_name": ["pipeline", "Mine"]},
+        {"_class_name": "Mine"},
+        {"unet": ["mine", "UNet"]},
+        {"scheduler": ["os", "system"]},
+        {"unet": ["diffusers", "UNet2DConditionModel"]},
+    ],
+    ids=["pipeline", "class", "component", "library", "shadowed"],
+)
+@pytest.mark.compatibility("Models", "folders that bring code", "refused; nothing in a folder is ever run")
+def test_code_in_folders_is_never_run(changes, folder):
+    code = "open('ran', 'w').close()\nraise SystemExit"
+    (folder / "pipeline.py").write_text(code)
+    (folder / "unet" / "mine.py").write_text(code)
+    if changes.get("unet", [""])[0] == "diffusers":
+        (folder / "unet" / "diffusers.py").write_text(code)
+    edit(folder / "model_index.json", **changes)
+    with pytest.raises(UsageError, match="code in a folder is not run"):
+        locate(str(folder))
+    assert not list(folder.rglob("ran"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("FluxPipeline", {"transformer": ["diffusers", "FluxTransformer2DModel"]}),
+        ("StableDiffusion3Pipeline", {"transformer": ["diffusers", "SD3Transformer2DModel"]}),
+        ("PixArtAlphaPipeline", {"transformer": ["diffusers", "PixArtTransformer2DModel"]}),
+        ("TextToVideoSDPipeline", {"unet": ["diffusers", "UNet3DConditionModel"]}),
+    ],
+)
+@pytest.mark.compatibility("Models", "folders of SD 3, FLUX, PixArt, video models", "refused: says what is supported")
+def test_folders_of_other_models(kind, parts, tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind} | parts))
+    what = "whose UNet is a UNet3DConditionModel" if "unet" in parts else "which has no UNet"
+    with pytest.raises(
+        UsageError, match=rf"is a {kind}, {what}: sd-hyena works on Stable Diffusion 1\.x, 2\.x and SDXL"
+    ):
+        locate(str(tmp_path))
+
+
+@pytest.mark.compatibility(
+    "Models", "folders of a component alone, of an adapter, of a single file", "refused: says what to do"
+)
+def test_folders_that_are_no_pipelines(folder, tmp_path):
+    for inner, message in (
+        ("unet", "is a folder of a UNet2DConditionModel alone: give the folder of the whole pipeline"),
+        ("text_encoder", "is a folder of a CLIPTextModel alone"),
+        ("tokenizer", "the folder has no model_index.json, so it is not a diffusers pipeline"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            locate(str(folder / inner))
+    (folder / "model_index.json").unlink()
+    with pytest.raises(UsageError, match=r"the folder has unet/, vae/, text_encoder/ but no model_index\.json"):
+        locate(str(folder))
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.safetensors").touch()
+    with pytest.raises(UsageError, match=r"if you mean the single file in it, give .*a\.safetensors"):
+        locate(str(tmp_path / "one"))
+    (tmp_path / "one" / "hyena.safetensors").touch()
+    with pytest.raises(UsageError, match="is a folder of Hyena layers: give it with -y/--hyena"):
+        locate(str(tmp_path / "one"))
+    (tmp_path / "one" / "hyena.safetensors").unlink()
+    (tmp_path / "one" / "adapter_config.json").touch()
+    with pytest.raises(UsageError, match="is a folder of a peft adapter"):
+        locate(str(tmp_path / "one"))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("tokenizer", r"lacks the folder tokenizer/, which its model_index\.json names"),
+        ("scheduler/scheduler_config.json", r"lacks scheduler/scheduler_config\.json"),
+        ("vae/config.json", r"lacks vae/config\.json"),
+        (UNET_WEIGHTS, r"holds no weights in unet/"),
+    ],
+)
+@pytest.mark.compatibility(
+    "Models", "folders without a tokenizer, weights or another part", "refused: says what is missing"
+)
+def test_missing_parts_are_told(path, message, folder):
+    whole = json.loads((folder / "model_index.json").read_text())
+    edit(folder / "model_index.json", vae=[None, None])
+    with pytest.raises(UsageError, match=r"its model_index\.json names no vae"):
+        locate(str(folder))
+    edit(folder / "model_index.json", **whole)
+    missing = folder / path
+    shutil.rmtree(missing) if missing.is_dir() else missing.unlink()
+    with pytest.raises(CheckpointError, match=message):
+        locate(str(folder))
+
+
+def test_damaged_parts_are_told(folder):
+    (folder / WEIGHTS[1]).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    with pytest.raises(CheckpointError, match=r"vae/diffusion_pytorch_model\.safetensors: is a Git LFS pointer"):
+        load_pipeline(locate(str(folder)))
+    weights = load_file(folder / UNET_WEIGHTS)
+    save_file({key: value for key, value in weights.items() if key != "conv_in.bias"}, folder / UNET_WEIGHTS)
+    shutil.copy(folder / UNET_WEIGHTS, folder / WEIGHTS[1])
+    with pytest.raises(CheckpointError, match=r"its unet lacks conv_in\.bias: download or copy it again"):
+        load_pipeline(locate(str(folder)))
+    edit(folder / "unet/config.json", block_out_channels=["x"])
+    with pytest.raises(CheckpointError, match=r"its UNet's config\.json cannot be used"):
+        unet_skeleton(locate(str(folder)))
+    (folder / "model_index.json").write_text("[")
+    with pytest.raises(CheckpointError, match=r"model_index\.json cannot be read"):
+        locate(str(folder))
+
+
+def test_weights_that_are_no_numbers_are_refused_in_folders_too(folder):
+    weights = load_file(folder / WEIGHTS[1])
+    weights["decoder.conv_out.bias"][0] = float("nan")
+    save_file(weights, folder / WEIGHTS[1], {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"vae\.decoder\.conv_out\.bias holds NaN or infinite values"):
+        load_pipeline(locate(str(folder)))
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
+def test_pickled_weights_never_run_code(component, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (held,) = (folder / component).glob("*.safetensors")
+    held.unlink()
+    name = "pytorch_model.bin" if component == "text_encoder" else "diffusion_pytorch_model.bin"
+    torch.save({"conv_in.weight": Evil()}, folder / component / name)
+    with pytest.raises(CheckpointError, match=rf"{name}: asks to run code of its own \(posix\.mkdir\)"):
+        load_pipeline(locate(str(folder)))
+    assert not (folder / "evil").exists()
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("... to run it, pass trust_remote_code=True"), "asks to run code of its own, which is never done"),
+        (ValueError("no such `variant=ema` files"), "has no weights of variant ema"),
+        (ValueError("Repo id is odd\nbecause"), "cannot be downloaded: Repo id is odd$"),
+        (OSError("no route to host"), "is not in the cache of downloaded models, and the hub cannot be reached"),
+    ],
+    ids=["code", "variant", "other", "network"],
+)
+def test_what_the_hub_answers_is_told_in_one_line(error, message, cache, monkeypatch):
+    def download(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
+    with pytest.raises(SdHyenaError, match=rf"^model some/thing: {message}"):
+        load_pipeline(locate("some/thing", "ema"))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of downloads, and no network."""
+    import huggingface_hub.constants
+
+    for module in (huggingface_hub.constants, diffusers.pipelines.pipeline_utils):
+        for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, str(tmp_path / "hub") if name == "HF_HUB_CACHE" else True)
+    return tmp_path / "hub"
+
+
+@pytest.mark.compatibility("Models", "hub ids, offline", "work from the cache; what is not in it is told in one line")
+def test_hub_ids_offline(cache, saved_folder):
+    with pytest.raises(SdHyenaError, match="model some/thing: is not in the cache of downloaded models, and the hub"):
+        load_pipeline(locate("some/thing"))
+    snapshot = cache / "models--some--thing" / "snapshots" / "0"
+    shutil.copytree(saved_folder("sd15"), snapshot)
+    refs = cache / "models--some--thing" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0")
+    assert type(load_pipeline(locate("some/thing"))).__name__ == "StableDiffusionPipeline"
+    rename(snapshot, "fp16")
+    assert load_pipeline(locate("some/thing")).unet is not None
+    with pytest.raises(UsageError, match="has no weights of variant ema; it has fp16"):
+        load_pipeline(locate("some/thing", "ema"))
+    edit(snapshot / "model_index.json", unet=["mine", "UNet"])
+    with pytest.raises(UsageError, match="code in a folder is not run"):
+        load_pipeline(locate("some/thing"))
