@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from sd_hyena import checkpoint, cli
 from sd_hyena.errors import CheckpointError, UsageError
 from sd_hyena.families import UNET
-from sd_hyena.files import STUDENT_FILE
 from sd_hyena.models import locate
+from sd_hyena.sources import STUDENT_FILE
 
 # Names as published files have them.
 KINDS = {
