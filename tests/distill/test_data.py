@@ -184,9 +184,11 @@ def test_pooled_states_and_sizes_reach_a_model_that_takes_them(demo_pipe):
         "states": torch.randn(2, 5, 6),
         "pooled": torch.randn(2, 7),
     }
+    sizes = {"projection_class_embeddings_input_dim": 7 + 6 * 4, "addition_time_embed_dim": 4}
+    sdxl = SimpleNamespace(in_channels=4, **sizes)
     data = Dataset(Manifest({"sizes": [[96, 64]]}, 1), [shard], [Bucket((96, 64), [(0, 1)], [(0, 2)])])
     pipe = SimpleNamespace(
-        unet=SimpleNamespace(device=torch.device("cpu"), dtype=torch.float16),
+        unet=SimpleNamespace(device=torch.device("cpu"), dtype=torch.float16, config=sdxl),
         scheduler=demo_pipe.scheduler,
         vae_scale_factor=8,
     )
