@@ -164,8 +164,9 @@ def test_pooled_states_and_sizes_reach_a_model_that_takes_them(demo_pipe):
         "pooled": torch.randn(2, 7),
     }
     data = Dataset(Manifest({"sizes": [[96, 64]]}, 1), [shard], [Bucket((96, 64), [(0, 1)], [(0, 2)])])
+    config = SimpleNamespace(in_channels=4, addition_time_embed_dim=2, projection_class_embeddings_input_dim=7 + 6 * 2)
     pipe = SimpleNamespace(
-        unet=SimpleNamespace(device=torch.device("cpu"), dtype=torch.float16),
+        unet=SimpleNamespace(device=torch.device("cpu"), dtype=torch.float16, config=config),
         scheduler=demo_pipe.scheduler,
         vae_scale_factor=8,
     )
