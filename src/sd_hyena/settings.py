@@ -35,8 +35,9 @@ def option(
 
 
 def add_arguments(parser: argparse.ArgumentParser, settings: type) -> None:
-    """One flag per field. Flags that are not given leave no trace, so that a recipe can fill them."""
-    for f in dataclasses.fields(settings):
+    """One flag per field, a command's own before those it shares with others. Flags that are not given leave no trace,
+    so that a recipe can fill them."""
+    for f in sorted(dataclasses.fields(settings), key=lambda field: bool(field.kw_only)):
         names = [n for n in (f.metadata["short"], f"--{f.name}") if n]
         text = f.metadata["help"]
         if f.default is not dataclasses.MISSING and f.type != "bool":

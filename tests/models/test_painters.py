@@ -2,24 +2,29 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from sd_hyena import cli
 from sd_hyena.families import encode_prompt, from_text, unet_call
 from sd_hyena.models import load_pipeline, locate
 
 
-@pytest.mark.parametrize(("name", "target"), [("sd15_inpainting", "IN02"), ("sdxl_refiner", "IN04")])
-@pytest.mark.compatibility(
-    "Models", "inpainting models and SDXL's refiner: train, generate", "work, painting over grey"
-)
-def test_layers_of_models_that_paint_are_taught_and_drawn_with(name, target, thin_model, tmp_path, monkeypatch):
+@pytest.mark.compatibility("Models", "inpainting models: train, generate", "work, painting over grey")
+def test_layers_of_models_that_paint_are_taught_and_drawn_with(thin_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = ["-m", str(thin_model(name).path), "-W", 64, "-H", 64, "--device", "cpu"]
-    train = ["train", *model, "-t", target, "-n", 1, "-b", 1, "--n_images", 1, "--n_held_out", 1, "--draw_steps", 1]
+    model = ["-m", thin_model("sd15_inpainting").path, "-W", 64, "-H", 64, "--device", "cpu"]
+    train = ["train", *model, "-t", "IN02", "-n", 1, "-b", 1, "--n_images", 1, "--n_held_out", 1, "--draw_steps", 1]
     assert cli.main([str(word) for word in (*train, "--block", 0)]) == 0
     draw = ["generate", *model, "-p", "x", "-y", "out/Hyena-00001.safetensors", "-s", 1, "-n", 2, "-o", "pictures"]
     assert cli.main([str(word) for word in draw]) == 0
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+
+
+@pytest.mark.compatibility("Models", "SDXL's refiner: generate", "works, painting over grey")
+def test_the_refiner_draws_from_text(thin_model, tmp_path):
+    model = ["-m", thin_model("sdxl_refiner").path, "-W", 64, "-H", 128, "--device", "cpu"]
+    assert cli.main([str(word) for word in ("generate", *model, "-p", "x", "-s", 1, "-n", 1, "-o", tmp_path)]) == 0
+    assert Image.open(tmp_path / "image_000.png").size == (64, 128)
 
 
 def test_an_inpainting_unet_sees_a_mask_over_all_and_grey_around_it(thin_model):
