@@ -46,6 +46,7 @@ def expected(file):
     return before, run_unet(unet)
 
 
+@pytest.mark.compatibility("Hosts", "sequential offload, before or after loading", "works, bit for bit")
 @pytest.mark.parametrize("form", ["full", "core"])
 @pytest.mark.parametrize("offload_first", [True, False])
 def test_sequential_offload(form, offload_first, tmp_path):
@@ -91,6 +92,9 @@ def test_an_offload_that_ended_meanwhile(file, expected):
     assert torch.equal(run_unet(unet), expected[1])
 
 
+@pytest.mark.compatibility(
+    "Hosts", "layerwise casting to eight bits, before or after loading", "works; what comes back is cast"
+)
 @pytest.mark.parametrize("cast_first", [True, False])
 def test_layerwise_casting_to_eight_bits(cast_first, file, expected):
     unet = make_unet()
@@ -113,6 +117,7 @@ def test_layerwise_casting_to_eight_bits(cast_first, file, expected):
     assert torch.equal(run_unet(alone), run_unet(unet))
 
 
+@pytest.mark.compatibility("Hosts", "channels_last", "works")
 def test_channels_last(file, expected):
     unet = make_unet()
     sd_hyena.load_hyena(unet, file)
@@ -129,6 +134,7 @@ def test_a_unet_without_weights_is_refused(file):
     assert not any(m._forward_pre_hooks for m in unet.modules())
 
 
+@pytest.mark.compatibility("Hosts", "deepcopy and pickle of a patched UNet", "works")
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda unet: pickle.loads(pickle.dumps(unet))])
 def test_copies_and_pickles_stand_alone(copied, file, expected, tmp_path):
     unet = make_unet()
@@ -171,6 +177,7 @@ def test_two_threads_and_two_sizes_share_one_unet(file):
     assert not wrong
 
 
+@pytest.mark.compatibility("Hosts", "gradient checkpointing", "works")
 def test_gradient_checkpointing_sees_the_same_grid(file):
     unet = make_unet()
     sd_hyena.load_hyena(unet, file)
@@ -201,6 +208,7 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
+@pytest.mark.compatibility("Hosts", "torch.compile before loading, or after", "works")
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_a_compiled_unet_takes_layers_and_gives_them_back(file, expected):
     unet = make_unet()
@@ -235,6 +243,7 @@ def test_a_compiled_layer_takes_any_size():
             assert_close(f"{size}", layer(x, attention_mask=mask), compiled(x, attention_mask=mask), 1e-5)
 
 
+@pytest.mark.compatibility("Hosts", "compile_repeated_blocks", "works in one graph")
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
 def test_repeated_blocks_of_a_full_size_unet_compile(architecture, monkeypatch):
