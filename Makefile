@@ -8,8 +8,10 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/sd-hyena demo --out_dir demo-out --overwrite
 
+# Each worker computes on one thread: tests are many and small. JOBS=0 runs them one after the other.
+JOBS ?= 2
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

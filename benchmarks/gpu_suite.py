@@ -261,9 +261,10 @@ def training(suite: Suite, width: int, batch: int, updates: int, quick: bool) ->
     return intro + report.markdown_table(headings, lines)
 
 
-def random_data(folder: Path, pipe: Any, teacher: dict[str, str], width: int) -> None:
+def random_data(folder: Path, pipe: Any, teacher: dict[str, Any], width: int) -> None:
     """A prepared folder of random latents: speed does not depend on what they show."""
     from sd_hyena.distill.shards import SHARDS, Manifest, write_manifest, write_shard
+    from sd_hyena.fingerprint import exact
 
     (folder / SHARDS).mkdir(parents=True)
     side, tokens = width // pipe.vae_scale_factor, 77
@@ -272,7 +273,7 @@ def random_data(folder: Path, pipe: Any, teacher: dict[str, str], width: int) ->
         "states": torch.randn(2, tokens, pipe.unet.config.cross_attention_dim, dtype=pipe.unet.dtype),
         "prompt": torch.ones(16, dtype=torch.int64),
     }
-    identity = {"teacher": teacher, "dtype": str(pipe.unet.dtype), "sizes": [[width, width]]}
+    identity = {"teacher": exact(teacher), "dtype": str(pipe.unet.dtype), "sizes": [[width, width]]}
     shard = write_shard(folder, 0, (width, width), tensors, ["", "random"], [14, 15])
     write_manifest(folder, Manifest(identity, 1, [shard]))
 

@@ -12,7 +12,8 @@ from sd_hyena.models import DEMO_DIR
 source = sys.argv[1] if len(sys.argv) > 1 else "demo"
 out = Path(sys.argv[2] if len(sys.argv) > 2 else "out/python_api")
 out.mkdir(parents=True, exist_ok=True)
-pipe = StableDiffusionPipeline.from_pretrained(DEMO_DIR)  # or your own; on a GPU: .to("cuda")
+# Or your own; on a GPU dtype=torch.float16 and .to("cuda").
+pipe = StableDiffusionPipeline.from_pretrained(DEMO_DIR)
 prompt = "a panda on the right, blue background"
 
 

@@ -5,9 +5,9 @@ set -euo pipefail
 MODEL=${MODEL:-demo} OUT=${OUT:-out} SIZE=${SIZE:-256} STEPS=${STEPS:-160} BATCH=${BATCH:-16}
 
 # As in 2024: one layer after another, from noise. It reads the layer's weights alone and draws nothing.
-for layer in IN01 IN02 OUT09 OUT10 OUT11; do
+for layer in ${LAYERS:-IN01 IN02 OUT09 OUT10 OUT11}; do
     sd-hyena train -m "$MODEL" -t $layer --data noise --operator causal --init random \
-        -n "$STEPS" -b "$BATCH" -W "$SIZE" -H "$SIZE" -d 1 -s 0 -l "$OUT/logs" -o "$OUT/noise" -f "{t}-{s:05d}"
+        -n "$STEPS" -b "$BATCH" -W "$SIZE" -H "$SIZE" -d 1 -s 0 -l "$OUT/logs" -o "$OUT/noise/$layer"
 done
 
 # Today: all the finest layers at once, from pictures that the model draws.

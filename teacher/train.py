@@ -349,6 +349,8 @@ def stage_export(args: argparse.Namespace) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     pipe.save_pretrained(staging)
     shutil.rmtree(staging / "tokenizer")
+    config = staging / "text_encoder" / "config.json"  # halves on disk; transformers would compute in them too
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     scorer = torch.load(_existing(args, "scorer"), weights_only=True)
     save_file({k: v.half() for k, v in scorer.items()}, staging / "scorer.safetensors")
     shutil.copytree(staging, args.out, dirs_exist_ok=True)

@@ -9,7 +9,16 @@ import pytest
 from PIL import Image
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-FEW = {"SIZE": "64", "STEPS": "2", "BATCH": "2", "IMAGES": "2", "HELD_OUT": "2", "DRAW": "2", "COUNT": "1"}
+FEW = {
+    "LAYERS": "IN01 OUT11",
+    "SIZE": "64",
+    "STEPS": "2",
+    "BATCH": "2",
+    "IMAGES": "2",
+    "HELD_OUT": "2",
+    "DRAW": "2",
+    "COUNT": "1",
+}
 
 
 @pytest.fixture(scope="module")

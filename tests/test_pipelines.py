@@ -15,7 +15,7 @@ import sd_hyena
 from sd_hyena import checkpoint, hyena_attention, patch
 from sd_hyena.config import OperatorConfig
 from sd_hyena.errors import UsageError
-from sd_hyena.families import FAMILIES
+from sd_hyena.families import VOCABULARY
 from sd_hyena.targets import find_targets
 
 SIZE = 32
@@ -53,7 +53,7 @@ def parts():
     )
     return {
         "text_encoder": CLIPTextModel(text).eval(),
-        "tokenizer": CLIPTokenizer.from_pretrained(FAMILIES["demo"].tokenizer, local_files_only=True),
+        "tokenizer": CLIPTokenizer.from_pretrained(VOCABULARY, local_files_only=True),
         "vae": vae.eval(),
         "scheduler": diffusers.DDIMScheduler(),
         "safety_checker": None,

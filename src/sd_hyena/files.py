@@ -39,7 +39,7 @@ def atomic_folder(folder: Path | str) -> Iterator[Path]:
 
     If the block raises, or a file cannot be put in place, ``folder`` is as it was. What else is in it stays.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = Path(os.path.expanduser(folder)).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as name:
         new, old = Path(name) / "new", Path(name) / "old"

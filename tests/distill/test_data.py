@@ -15,7 +15,7 @@ from sd_hyena.distill.prepare import prepare
 from sd_hyena.distill.prepare_settings import PrepareSettings
 from sd_hyena.distill.prompts import CaptionedImage
 from sd_hyena.distill.shards import Manifest
-from sd_hyena.models import fingerprint
+from sd_hyena.fingerprint import fingerprint
 from sd_hyena.targets import find_targets
 
 PROMPTS = ["a fox on the left, green background", "two pigs, red background", "a panda at the top, blue background"]

@@ -86,7 +86,10 @@ def test_two_text_encoders_give_pooled_text_and_the_pictures_size(pipe):
         value = float(len(prompt))
         return [torch.full((1, 7, 4), value), torch.zeros(1, 7, 4), torch.full((1, 6), -value), torch.ones(1, 6)]
 
-    both = types.SimpleNamespace(unet=pipe.unet, scheduler=pipe.scheduler, vae_scale_factor=8, encode_prompt=encode)
+    sizes = {"projection_class_embeddings_input_dim": 6 + 6 * 4, "addition_time_embed_dim": 4}
+    config = types.SimpleNamespace(in_channels=4, **sizes)
+    unet = types.SimpleNamespace(device=pipe.unet.device, dtype=pipe.unet.dtype, config=config)
+    both = types.SimpleNamespace(unet=unet, scheduler=pipe.scheduler, vae_scale_factor=8, encode_prompt=encode)
     (batch,) = HeldOut(both, torch.zeros(2, 4, 8, 12), ["a", "bcd"], bands=1, samples=2)
     assert batch.call["encoder_hidden_states"][:, 0, 0].tolist() == [1, 3, 0, 0]
     added = batch.call["added_cond_kwargs"]

@@ -29,7 +29,7 @@ def broken(demo_pipe, monkeypatch):
         with torch.no_grad():
             tensor.flatten()[0] = value
 
-    monkeypatch.setattr(models, "load_pipeline", lambda *options: demo_pipe)
+    monkeypatch.setattr(models, "load_pipeline", lambda *given, **options: demo_pipe)
     yield change
     with torch.no_grad():
         for tensor, before in changed:
@@ -45,7 +45,7 @@ def overflowing(demo_pipe, monkeypatch):
         calls.append(1)
         return (output[0] * (torch.inf if len(calls) > 4 else 1),)
 
-    monkeypatch.setattr(models, "load_pipeline", lambda *options: demo_pipe)
+    monkeypatch.setattr(models, "load_pipeline", lambda *given, **options: demo_pipe)
     handle, scheduler = demo_pipe.unet.register_forward_hook(overflow), demo_pipe.scheduler
     yield
     handle.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ HELP = "what to write: a .safetensors file, or a folder with it, a config and a 
 
 def check_out(out: str, overwrite: bool) -> Path:
     """The path of ``--out``. Raises UsageError for one that is no Hyena file's, or is there already."""
-    path = Path(out).expanduser()
+    path = Path(os.path.expanduser(out))
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin", ".safetensor"):
         raise UsageError(f"--out {out}: a Hyena file ends in .safetensors")
     if _is_file(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ def locate(name: str, variant: str = "") -> ModelSource:
     Raises UsageError if it is neither the bundled model, something on disk, nor shaped like a hub id, or if what is
     there is something else than a model that can be used; CheckpointError for a file or folder that is damaged.
     """
-    path = DEMO_DIR if name == DEMO else Path(name).expanduser()
+    path = DEMO_DIR if name == DEMO else Path(os.path.expanduser(name))
     if path.is_dir():
         return ModelSource(name, "folder", str(path), check_folder(path, name, variant))
     if path.is_file():

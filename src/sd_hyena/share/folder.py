@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def write_folder(
 
     ``name`` is what the card says to load, unless given the folder's; ``known`` the card on the hub.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     check_folder(folder, overwrite)
     name = name or folder.resolve().name
     sheet = SHEET if picture is not None else ""

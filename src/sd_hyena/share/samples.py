@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def read_sheet(picture: Path | str | Image.Image) -> Image.Image:
     if isinstance(picture, Image.Image):
         return picture
     try:
-        with Image.open(Path(picture).expanduser()) as opened:
+        with Image.open(Path(os.path.expanduser(picture))) as opened:
             return opened.convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
         raise UsageError(

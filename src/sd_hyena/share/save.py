@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def save_pretrained(
     Raises UsageError if nothing is attached or another's file is in the way, SdHyenaError if something cannot be
     written or the hub refuses.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     file = attached_file(pipe_or_unet)
     check_folder(folder, overwrite)
     known = ""
