@@ -9,7 +9,7 @@ from PIL import Image
 
 from sd_hyena.distill.data import Bucket, Dataset, TeacherInputs, open_prepared
 from sd_hyena.distill.encode import encode, nearest_size, read_image
-from sd_hyena.distill.lessons import Lessons
+from sd_hyena.distill.lessons import NoiseLessons, PictureLessons
 from sd_hyena.distill.plan import plan_drawings
 from sd_hyena.distill.prepare import prepare
 from sd_hyena.distill.prepare_settings import PrepareSettings
@@ -143,17 +143,38 @@ def test_held_out_pictures_are_measured_on_and_never_learned_from(demo_pipe, two
     assert TeacherInputs(demo_pipe, one_size, 0, 0).validation_batches(7, 3) == [range(3), range(3, 6), range(6, 7)]
 
 
-def test_noise_has_the_grid_of_its_steps_size(demo_pipe, two_sizes):
+def test_noise_has_the_grids_of_the_sizes(demo_pipe, two_sizes):
     targets = [t for t in find_targets(demo_pipe.unet).values() if t.name in ("IN01", "IN04")]
-    noise, real = (Lessons(demo_pipe, targets, two_sizes, 3, kind, 0.3) for kind in (True, False))
-    seen = set()
-    for step in range(5):
-        a, b = noise.training(step, [0]), real.training(step, [0])
-        assert {n: (r.size, r.x.shape, r.y.shape) for n, r in a.items()} == {
-            n: (r.size, r.x.shape, r.y.shape) for n, r in b.items()
-        }
-        seen.add(a["IN01"].size)
-    assert len(seen) == 2
+    attentions = {t.name: demo_pipe.unet.get_submodule(t.path) for t in targets}
+    noise = NoiseLessons(attentions, targets, [(8, 12), (8, 8)], 3)
+    real = PictureLessons(demo_pipe, targets, two_sizes, 3, 0.3)
+
+    def shapes(records):
+        return {name: (r.size, r.x.shape, r.y.shape) for name, r in records.items()}
+
+    passes = [noise.training(step, [0]) for step in range(20)]
+    assert {r["IN01"].size for r in passes} == {(8, 12), (8, 8)}
+    pictures = [shapes(real.training(step, [0])) for step in range(5)]
+    assert all(shapes(r) in pictures for r in passes)
+
+
+def test_held_out_noise_is_never_trained_on_and_the_same_for_every_run(demo_pipe):
+    targets = [t for t in find_targets(demo_pipe.unet).values() if t.name in ("IN01", "IN04")]
+    attentions = {t.name: demo_pipe.unet.get_submodule(t.path) for t in targets}
+    first, other = (NoiseLessons(attentions, targets, [(8, 12), (8, 8)], seed) for seed in (3, 4))
+    batches = first.held_out_batches(7, 2)
+    assert sorted(p for b in batches for p in b) == list(range(7))
+    seen = {first.held_out(b)["IN01"].size for b in batches}
+    assert seen == {(8, 12), (8, 8)}
+    held_out = first.held_out(range(0, 4, 2))
+    assert torch.equal(held_out["IN04"].x, other.held_out(range(0, 4, 2))["IN04"].x)
+    assert torch.equal(held_out["IN04"].x[1:], first.held_out([2])["IN04"].x)
+    assert not torch.equal(first.training(0, [0])["IN01"].x, other.training(0, [0])["IN01"].x)
+    trained = [first.training(step, [position])["IN01"].x for step in range(6) for position in range(4)]
+    assert not any(torch.equal(x, row[None]) for x in trained for row in held_out["IN01"].x if x[0].shape == row.shape)
+    for record in held_out.values():
+        assert record.x.mean().abs() < 0.1
+        assert 0.9 < record.x.var() < 1.1
 
 
 def test_pooled_states_and_sizes_reach_a_model_that_takes_them(demo_pipe):
