@@ -339,6 +339,27 @@ def test_processors_with_a_purpose_are_told_that_they_have_none(parts, file, cap
     assert {type(p) for p in unet.attn_processors.values()} == {StoryProcessor}
 
 
+def test_a_processor_that_is_a_module_comes_and_goes(parts, file):
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    class Learned(torch.nn.Module):
+        def __call__(self, attn, hidden_states, *args, **kwargs):
+            return 2 * AttnProcessor2_0()(attn, hidden_states, *args, **kwargs)
+
+    unet, own = small_unet(), Learned()
+    sd_hyena.load_hyena(unet, file)
+    path = find_targets(unet)["IN01"].path
+    unet.get_submodule(path).set_processor(own)
+    assert unet.attn_processors[f"{path}.processor"] is own
+    sd_hyena.unload_hyena(unet)
+    assert unet.get_submodule(path).processor is own
+    sd_hyena.load_hyena(unet, file)
+    unet.get_submodule(path).set_processor(AttnProcessor2_0())
+    assert own not in unet.modules()
+    sd_hyena.unload_hyena(unet)
+    assert type(unet.get_submodule(path).processor) is AttnProcessor2_0
+
+
 @pytest.mark.compatibility("Pipelines", "perturbed-attention guidance on a replaced layer", "works")
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_perturbed_attention_guidance(scale, parts, file):

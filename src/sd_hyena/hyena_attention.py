@@ -43,17 +43,20 @@ class HyenaAttention(Attention):
     def processor(self) -> Any:
         return _HYENA
 
-    @processor.setter
-    def processor(self, value: Any) -> None:
-        """A host's: it is kept for when the operator is gone; perturbed-attention guidance works now."""
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A host's processor is kept for when the operator is gone; perturbed-attention guidance works now."""
+        if name != "processor":
+            return super().__setattr__(name, value)
         kind = type(value).__name__
         if kind not in _SAME | _PERTURBED.keys():
             say_once(f"{kind} does nothing where Hyena replaces self-attention: it acts on the other layers only")
-        self.__dict__["processor"] = value
+        for kept in (self.__dict__, self._modules):
+            kept.pop("processor", None)
+        (self._modules if isinstance(value, nn.Module) else self.__dict__)["processor"] = value
 
     def get_processor(self, return_deprecated_lora: bool = False) -> Any:
         """The host's own."""
-        return self._modules.get("processor") or self.__dict__["processor"]
+        return self._modules["processor"] if "processor" in self._modules else self.__dict__["processor"]
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
         """In a part of a UNet, which hosts copy into models of their own, the original attention's alone."""
