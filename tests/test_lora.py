@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 import sd_hyena
 from sd_hyena import checkpoint, hyena_attention
 from sd_hyena.config import OperatorConfig
+from sd_hyena.fingerprint import fingerprint
 from sd_hyena.targets import find_targets
 
 NAMES = ["IN01", "M00", "OUT02"]
@@ -153,9 +154,18 @@ def test_scales_of_adapters_act_on_core_layers(files):
     before = run_unet(pipe.unet)
     load_lora(pipe, lora(SELF_ATTENTION))
     strong = run_unet(pipe.unet)
-    pipe.set_adapters(["style"], [0.0])
-    torch.testing.assert_close(run_unet(pipe.unet), before)
-    assert not torch.allclose(strong, before)
+    more = {name: -2 * tensor for name, tensor in lora(SELF_ATTENTION).items()}
+    pipe.load_lora_weights(more, adapter_name="other")
+    outputs = []
+    for weights in ([0.0, 0.0], [1.0, 0.0], [1.0, 1.0]):
+        pipe.set_adapters(["style", "other"], weights)
+        outputs.append(run_unet(pipe.unet))
+    torch.testing.assert_close(outputs[0], before)
+    torch.testing.assert_close(outputs[1], strong)
+    assert not any(torch.allclose(outputs[2], each) for each in (before, strong))
+    pipe.delete_adapters("other")
+    pipe.set_adapters(["style"])
+    torch.testing.assert_close(run_unet(pipe.unet), strong)
 
 
 @pytest.mark.compatibility("LoRA", "fused and unfused around loading and unloading", "the fused attention comes back")
@@ -178,6 +188,74 @@ def test_fusing(form, fuse_first, files):
     pipe.unfuse_lora(components=["unet"])
     pipe.unload_lora_weights()
     torch.testing.assert_close(run_unet(pipe.unet), run_unet(make_unet()))
+
+
+@pytest.mark.compatibility("LoRA", "peft's get_peft_model", "layers switch and unload inside the wrapper")
+@pytest.mark.parametrize("form", ["full", "core"])
+def test_a_unet_that_peft_has_wrapped(form, files):
+    from peft import get_peft_model
+
+    pipe = make_pipe()
+    plain = run_unet(pipe.unet)
+    sd_hyena.load_hyena(pipe, files / f"{form}.safetensors")
+    hyena = run_unet(pipe.unet)
+    pipe.unet = get_peft_model(pipe.unet, LoraConfig(r=2, target_modules=["to_q"]))
+    assert list(sd_hyena.attached(pipe)) == NAMES
+    torch.testing.assert_close(run_unet(pipe.unet), hyena)
+    sd_hyena.set_hyena_enabled(pipe, False)
+    torch.testing.assert_close(run_unet(pipe.unet), plain)
+    sd_hyena.set_hyena_enabled(pipe, True)
+    pipe.unet = pipe.unet.unload()
+    assert torch.equal(run_unet(pipe.unet), hyena)
+    sd_hyena.unload_hyena(pipe)
+    assert torch.equal(run_unet(pipe.unet), plain)
+
+
+@pytest.mark.compatibility("LoRA", "adapters for all linear layers, on Hyena", "leave the operators alone")
+@pytest.mark.parametrize("form", ["full", "core"])
+def test_adapters_never_wrap_an_operator(form, files, tmp_path):
+    unet = make_unet()
+    sd_hyena.load_hyena(unet, files / f"{form}.safetensors")
+    before = run_unet(unet)
+    unet.add_adapter(LoraConfig(r=2, target_modules="all-linear"))
+    torch.testing.assert_close(run_unet(unet), before)  # it begins as nothing
+    assert not [name for name, _ in unet.named_modules() if ".operator." in name and "lora" in name]
+    trained = [name for name, p in unet.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("lora" in name for name in trained)
+    sd_hyena.save_hyena(unet, tmp_path / "again.safetensors")
+    assert checkpoint.load(tmp_path / "again.safetensors").layers.keys() == set(NAMES)
+
+
+def test_the_line_is_said_when_layers_are_switched_on_and_not_of_adapters_that_are_gone(files, caplog):
+    def said():
+        lines = [r.getMessage() for r in caplog.records if "LoRA's part" in r.getMessage()]
+        caplog.clear()
+        return len(lines)
+
+    pipe, file = make_pipe(), files / "full.safetensors"
+    sd_hyena.load_hyena(pipe, file)
+    sd_hyena.set_hyena_enabled(pipe, False)
+    load_lora(pipe, lora(EVERYWHERE))
+    assert said() == 0
+    sd_hyena.set_hyena_enabled(pipe, True)
+    assert said() == 1
+    sd_hyena.unload_hyena(pipe)
+    pipe.disable_lora()
+    sd_hyena.load_hyena(pipe, file)
+    assert said() == 0
+    sd_hyena.unload_hyena(pipe)
+    pipe.enable_lora()
+    pipe.delete_adapters("style")
+    sd_hyena.load_hyena(pipe, file)
+    assert said() == 0
+
+
+def test_a_lora_that_is_not_fused_is_not_the_teachers(files):
+    pipe = make_pipe()
+    before = fingerprint(pipe)
+    load_lora(pipe, lora(EVERYWHERE))
+    assert fingerprint(pipe) == before
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ a fine-tune, or a model with a LoRA fused into it, is not.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from .targets import Target, find_targets
 
 HASH, SAMPLE = "attention_sha256", "attention_sample"  # in a teacher's record
 SIZE = 64  # values in a sample
+_OWN = re.compile(r"(to_[qkv]|to_out\.0)\.(weight|bias)")
 _STRIDE = 2654435761  # a prime, to spread them over the rows and columns of their matrices
 # Types that weights are stored in, coarsest first: a value of each has half a unit in the last place of its rounding.
 _TYPES = (torch.float8_e5m2, torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32)
@@ -120,7 +122,8 @@ def _is_sample(value: Any) -> bool:
 def _weights(unet: nn.Module, target: Target) -> dict[str, Tensor]:
     """The attention's own, of a Hyena layer too."""
     named = unet.get_submodule(target.path).named_parameters()
-    return {name: weight for name, weight in named if not name.startswith("operator.")}
+    found = {name.replace("base_layer.", ""): weight for name, weight in named}  # of what an adapter has wrapped
+    return {name: weight for name, weight in found.items() if _OWN.fullmatch(name)}
 
 
 def _value(matrix: Tensor, number: int) -> float:

@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 import torch
+from diffusers.hooks._helpers import AttentionProcessorMetadata, AttentionProcessorRegistry
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -33,6 +34,8 @@ _SAME = {
     "SlicedAttnProcessor",
     "XFormersAttnProcessor",
 }
+# Their pipelines read attention maps, or count the layers that have some.
+_READERS = {"CrossAttnStoreProcessor", "AttendExciteAttnProcessor"}
 logger = logging.getLogger(__name__)
 
 
@@ -47,9 +50,7 @@ class HyenaAttention(Attention):
         """A host's processor is kept for when the operator is gone; perturbed-attention guidance works now."""
         if name != "processor":
             return super().__setattr__(name, value)
-        kind = type(value).__name__
-        if kind not in _SAME | _PERTURBED.keys():
-            say_once(f"{kind} does nothing where Hyena replaces self-attention: it acts on the other layers only")
+        tell_of_processor(value)
         for kept in (self.__dict__, self._modules):
             kept.pop("processor", None)
         (self._modules if isinstance(value, nn.Module) else self.__dict__)["processor"] = value
@@ -57,6 +58,12 @@ class HyenaAttention(Attention):
     def get_processor(self, return_deprecated_lora: bool = False) -> Any:
         """The host's own."""
         return self._modules["processor"] if "processor" in self._modules else self.__dict__["processor"]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A plain UNet's weights are for the attention; the operator keeps its own."""
+        if not any(name.startswith(f"{prefix}operator.") for name in state_dict):
+            state_dict.update(self.operator.state_dict(prefix=f"{prefix}operator."))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> Any:
         """In a part of a UNet, which hosts copy into models of their own, the original attention's alone."""
@@ -90,29 +97,69 @@ class _Hyena:
             raise ValueError("the latent grid's size is unknown: attach Hyena layers with sd_hyena.load_hyena")
         size = (attention_mask.shape[1], attention_mask.shape[2])
         host = attn.get_processor()
-        if hidden_states.shape[1] != size[0] * size[1]:  # tokens were merged or dropped
-            say_once(
-                f"{hidden_states.shape[1]} tokens are not the {size[0]} x {size[1]} cells of the picture (tokens "
-                "merged by tomesd?): such calls go to the original attention, not to Hyena"
-            )
+        if reason := _needs_attention(attn, host, hidden_states, size):
+            say_once(f"{reason}: such calls go to the original attention, not to Hyena")
             bring_back(attn)
             return host(attn, hidden_states)
         given = projections_of(attn) if attn.operator.core else None
-        parts = _PERTURBED.get(type(host).__name__)
-        if parts is None:
+        kept = _unperturbed(host, len(hidden_states))
+        if kept == len(hidden_states):
             return attn.operator(hidden_states, size, given)
         bring_back(attn)
-        kept = len(hidden_states) * (parts - 1) // parts
         _, _, to_v, to_out = projections_of(attn)
         perturbed = to_out(to_v(hidden_states[kept:]))
-        return torch.cat([attn.operator(hidden_states[:kept], size, given), perturbed])
+        return torch.cat([attn.operator(hidden_states[:kept], size, given), perturbed]) if kept else perturbed
+
+
+def _needs_attention(attn: Any, host: Any, hidden_states: Tensor, size: tuple[int, int]) -> str:
+    """Why a call is for the original attention, or ""."""
+    if hidden_states.shape[1] != size[0] * size[1]:  # tokens were merged or dropped
+        return (
+            f"{hidden_states.shape[1]} tokens are not the {size[0]} x {size[1]} cells of the picture (tokens merged by "
+            "tomesd?)"
+        )
+    if type(host).__name__ in _READERS:
+        return f"{type(host).__name__} reads attention"
+    hooks = getattr(attn.to_q, "_diffusers_hook", None)
+    if hooks is not None and any("smoothed_energy_guidance" in name for name in hooks.hooks):
+        return "smoothed-energy guidance is about queries"
+    return ""
+
+
+def _unperturbed(host: Any, batch: int) -> int:
+    """How many samples of a batch are to be attended to; the others, its last ones, only to themselves."""
+    for kind in type(host).__mro__:
+        if parts := _PERTURBED.get(kind.__name__):
+            return batch * (parts - 1) // parts
+    # diffusers' guiders perturb a whole call, by skipping the scores within it
+    skipped = not torch.compiler.is_compiling() and any(
+        type(mode).__name__ == "AttentionScoreSkipFunctionMode" for mode in _function_modes()
+    )
+    return 0 if skipped else batch
+
+
+def _function_modes() -> list[Any]:
+    return [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
 
 
 _HYENA = _Hyena()
+# What skips a whole attention layer asks how to, by the class of its processor.
+AttentionProcessorRegistry.register(
+    _Hyena, AttentionProcessorMetadata(lambda attn, hidden_states, *args, **kwargs: hidden_states)
+)
+
+
+def tell_of_processor(processor: Any) -> None:
+    """One line on a processor that is to do what Hyena does not."""
+    kinds = {kind.__name__ for kind in type(processor).__mro__[:-1]}
+    name = type(processor).__name__
+    if name not in _SAME | _READERS and not kinds & _PERTURBED.keys():
+        say_once(f"{name} does nothing where Hyena replaces self-attention: it acts on the other layers only")
 
 
 def put_in(attention: nn.Module, operator: nn.Module, aside: bool) -> None:
     """Makes ``attention`` compute by ``operator``; ``aside``: frees an accelerator of what is not in use then."""
+    tell_of_processor(attention.get_processor())
     attention.__class__ = HyenaAttention
     attention.operator = operator
     if aside and not operator.core:
@@ -136,9 +183,10 @@ def bring_back(attention: Any) -> None:
 
 
 def has_adapters(attention: nn.Module) -> bool:
-    """Whether a LoRA library has wrapped any of its projections."""
+    """Whether an adapter of any kind (LoRA, LoKr ...) is active on any of its projections."""
     parts = (getattr(attention, name, None) for name in PROJECTIONS)
-    return any(hasattr(module, "lora_A") for part in parts if part is not None for module in part.modules())
+    modules = [module for part in parts if part is not None for module in part.modules()]
+    return any(getattr(m, "active_adapters", None) and not getattr(m, "disable_adapters", False) for m in modules)
 
 
 def _others(attention: nn.Module) -> list[nn.Module]:

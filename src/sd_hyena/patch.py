@@ -7,12 +7,14 @@ on each ``Transformer2DModel`` concerned, so odd sizes need no guessing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from diffusers import Transformer2DModel
 from torch import nn
 
 from .errors import UsageError
@@ -20,31 +22,47 @@ from .grid import drop, send
 from .hyena_attention import Attention, HyenaAttention, has_adapters, put_in, take_out
 from .nn import Operator
 from .nn.teacher import is_plain_self_attention
-from .placement import follow
+from .placement import follow, reapply_group_offloading
 from .targets import SUPPORTED, Target, check_fit, find_targets
 
-_OPERATORS, _HOOKS = "_sd_hyena_operators", "_sd_hyena_hooks"  # a UNet's own record: by target name; hooks
+_LAYERS, _HOOKS = "_sd_hyena_layers", "_sd_hyena_hooks"  # a UNet's own record: by target name; hooks
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A Hyena layer of a UNet: the operator, and the attention that it replaces or, switched off, stands beside."""
+    """A Hyena layer of a UNet: the operator, the attention that it replaces or, switched off, stands beside, and the
+    transformer that both are in. Modules, not paths: hosts wrap some in others."""
 
     target: Target
     operator: Operator
     attention: nn.Module
+    transformer: nn.Module
 
     @property
     def enabled(self) -> bool:
         """Whether the operator is in use."""
         return getattr(self.attention, "operator", None) is self.operator
 
+    @property
+    def block(self) -> nn.Module:
+        """The block of the transformer whose self-attention this is."""
+        return next(block for block in self.transformer.transformer_blocks if block.attn1 is self.attention)
+
 
 def get_unet(pipe_or_unet: Any) -> nn.Module:
-    """The UNet of a pipeline, or the UNet itself, or what ``torch.compile`` wrapped. Raises UsageError for others."""
+    """The UNet of a pipeline, or the UNet itself, or what ``torch.compile``, peft or data parallelism have wrapped.
+    Raises UsageError for others."""
     unet = getattr(pipe_or_unet, "unet", pipe_or_unet)
-    unet = getattr(unet, "_orig_mod", unet)
+    while True:
+        if hasattr(unet, "get_base_model"):  # peft's
+            unet = unet.get_base_model()
+        elif isinstance(unet, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            unet = unet.module
+        elif hasattr(unet, "_orig_mod"):
+            unet = unet._orig_mod
+        else:
+            break
     if not isinstance(unet, nn.Module):
         raise UsageError(f"{type(pipe_or_unet).__name__} has no UNet: Hyena layers are for those of {SUPPORTED}")
     return unet
@@ -52,13 +70,7 @@ def get_unet(pipe_or_unet: Any) -> nn.Module:
 
 def attached(unet: nn.Module) -> dict[str, Layer]:
     """The Hyena layers of a UNet by target name, in running order, switched on or off."""
-    operators = getattr(unet, _OPERATORS, {})
-    targets = find_targets(unet) if operators else {}
-    return {
-        name: Layer(target, operators[name], unet.get_submodule(target.path))
-        for name, target in targets.items()
-        if name in operators
-    }
+    return dict(unet.__dict__.get(_LAYERS, {}))
 
 
 def attach(unet: nn.Module, operators: Mapping[str, Operator], convert: bool = True, off: Collection[str] = ()) -> None:
@@ -75,23 +87,31 @@ def attach(unet: nn.Module, operators: Mapping[str, Operator], convert: bool = T
         check_fit(targets, name, operator.config)
         check_replaceable(unet, targets[name])
     here = attached(unet)
-    for name, operator in operators.items() if convert else ():  # may run out of memory: before anything is replaced
-        there = here[name].operator if name in here and here[name].enabled else unet.get_submodule(targets[name].path)
-        follow(operator.eval(), there)
-    record = unet.__dict__.setdefault(_OPERATORS, {})
+    layers = {}
     for name, operator in operators.items():
+        target = targets[name]
+        layers[name] = Layer(target, operator, unet.get_submodule(target.path), unet.get_submodule(target.transformer))
+    for name, layer in layers.items() if convert else ():  # may run out of memory: before anything is replaced
+        there = here[name].operator if name in here and here[name].enabled else layer.attention
+        follow(layer.operator.eval(), there, layer.block)
+    for name, layer in layers.items():
         if name in here:
             _switch(here[name], False)
-        record[name] = operator
         if name not in off:
-            _switch(Layer(targets[name], operator, unet.get_submodule(targets[name].path)), True, convert)
+            _switch(layer, True, convert)
+    record = here | layers
+    unet.__dict__[_LAYERS] = {name: record[name] for name in targets if name in record}
     _refresh(unet)
     _tell_of_lora(unet, operators)
 
 
 def check_replaceable(unet: nn.Module, target: Target) -> None:
     """Raises UsageError if the layer at ``target`` does more than plain self-attention."""
-    attention = unet.get_submodule(target.path)
+    attention, transformer = unet.get_submodule(target.path), unet.get_submodule(target.transformer)
+    if not isinstance(transformer, Transformer2DModel):
+        raise UsageError(
+            f"layer {target.name} is in a {type(transformer).__name__}, and Hyena layers are for UNets of {SUPPORTED}"
+        )
     if type(attention) not in (Attention, HyenaAttention) or not is_plain_self_attention(attention):
         raise UsageError(
             f"layer {target.name} ({type(attention).__name__}) does more than plain self-attention and cannot be "
@@ -112,7 +132,7 @@ def detach(unet: nn.Module, names: Collection[str] | None = None) -> None:
     for name, layer in attached(unet).items():
         if names is None or name in names:
             _switch(layer, False)
-            getattr(unet, _OPERATORS).pop(name)
+            unet.__dict__[_LAYERS].pop(name)
     _refresh(unet)
 
 
@@ -124,9 +144,11 @@ def set_enabled(unet: nn.Module, enabled: bool, names: Collection[str] | None = 
     for name, layer in attached(unet).items():
         if names is None or name in names:
             if enabled and not layer.enabled:
-                follow(layer.operator, layer.attention)
+                follow(layer.operator, layer.attention, layer.block)
             _switch(layer, enabled)
     _refresh(unet)
+    if enabled:
+        _tell_of_lora(unet, names)
 
 
 def _switch(layer: Layer, on: bool, aside: bool = True) -> None:
@@ -142,13 +164,13 @@ def _refresh(unet: nn.Module) -> None:
         handle.remove()
     for name in _HOST_METHODS:
         unet.__dict__.pop(name, None)
+    reapply_group_offloading(unet)
     layers = attached(unet)
     if not layers:
-        unet.__dict__.pop(_OPERATORS, None)
+        unet.__dict__.pop(_LAYERS, None)
         return
     handles = []
-    for path in {layer.target.transformer for layer in layers.values() if layer.enabled}:
-        transformer = unet.get_submodule(path)
+    for transformer in {id(each.transformer): each.transformer for each in layers.values() if each.enabled}.values():
         handles.append(transformer.register_forward_pre_hook(send, with_kwargs=True))
         for block in transformer.transformer_blocks:  # all of them get what is sent; attention has no use for it
             if not isinstance(block.attn1, HyenaAttention):
@@ -160,8 +182,9 @@ def _refresh(unet: nn.Module) -> None:
 
 
 def _with_lora(unet: Any, host: Any, *args: Any, **kwargs: Any) -> Any:
-    """A UNet's own way of taking a LoRA, and then a line on what of it does nothing."""
-    result = host(unet, *args, **kwargs)
+    """A UNet's own way of taking a LoRA, which is not for operators, and then a line on what of it does nothing."""
+    with _without_hyena(unet):
+        result = host(unet, *args, **kwargs)
     _tell_of_lora(unet)
     return result
 
@@ -182,12 +205,22 @@ def _tell_of_lora(unet: nn.Module, names: Collection[str] | None = None) -> None
 
 def _save(unet: Any, host: Any, *args: Any, **kwargs: Any) -> Any:
     """``save_pretrained`` of a patched UNet: saves the original attention."""
-    logger.warning("Hyena layers are not part of what save_pretrained writes: keep them with sd_hyena.save_hyena")
+    logger.warning(
+        "Hyena layers are not part of what save_pretrained writes: keep them with sd_hyena.save_hyena or "
+        "sd_hyena.save_pretrained"
+    )
+    with _without_hyena(unet):
+        return host(unet, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def _without_hyena(unet: nn.Module) -> Iterator[None]:
+    """Within the block the UNet is as if there were no Hyena layers, but for hooks that then do nothing."""
     here = [layer for layer in attached(unet).values() if layer.enabled]
     try:
         for layer in here:
             _switch(layer, False)
-        return host(unet, *args, **kwargs)
+        yield
     finally:
         for layer in here:
             _switch(layer, True)

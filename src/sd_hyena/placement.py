@@ -14,28 +14,32 @@ from torch import Tensor, nn
 from .errors import UsageError
 
 
-def follow(module: nn.Module, neighbour: nn.Module) -> None:
-    """Puts ``module`` where ``neighbour`` is, and into the type that it computes in.
+def follow(module: nn.Module, neighbour: nn.Module, around: nn.Module) -> None:
+    """Puts ``module`` where ``neighbour`` is, and into the type that it computes in; frozen if that is.
 
-    Under Accelerate's sequential offload its weights are offloaded too. Raises UsageError if the neighbour has no
-    weights (is on the meta device).
+    ``around``, which both are in, tells where the neighbour's weights do not, being quantised. Under Accelerate's
+    sequential offload the module's weights are offloaded too. Raises UsageError if the neighbour has no weights (is on
+    the meta device).
     """
+    first = next(neighbour.parameters(), None)
+    module.requires_grad_(first is not None and first.requires_grad)
+    dtype = compute_dtype(neighbour) or compute_dtype(around)
     offload = _offload_hook(neighbour)
     if offload is not None:
         if _offload_hook(module) is None:
             from accelerate import cpu_offload
 
-            _convert(module, None, compute_dtype(neighbour))
+            _convert(module, None, dtype)
             cpu_offload(module, execution_device=offload.execution_device)
         return
     if _offload_hook(module) is not None:  # the host has ended its offload since
         from accelerate.hooks import remove_hook_from_submodules
 
         remove_hook_from_submodules(module)
-    device = device_of(neighbour)
+    device = device_of(neighbour if first is not None else around)
     if device.type == "meta":
         raise UsageError("the UNet has no weights yet (it is on the meta device): load them before Hyena layers")
-    _convert(module, device, compute_dtype(neighbour))
+    _convert(module, device, dtype)
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -48,26 +52,36 @@ def compute_dtype(module: nn.Module) -> torch.dtype | None:
     for part in module.modules():
         if (hook := _casting_hook(part)) is not None:
             return hook.compute_dtype
-    dtype = next(module.parameters()).dtype
-    return dtype if dtype.itemsize > 1 else None
+    types = (p.dtype for p in module.parameters() if p.is_floating_point() and p.dtype.itemsize > 1)
+    return next(types, None)
+
+
+def reapply_group_offloading(unet: nn.Module) -> None:
+    """Has diffusers' group offloading, if the UNet is under it, see the modules that are in it by now."""
+    from diffusers.hooks import group_offloading
+
+    group_offloading._maybe_remove_and_reapply_group_offloading(unet)
 
 
 def put_aside(module: nn.Module) -> None:
     """Frees an accelerator of a module that is not in use; what is offloaded is aside already."""
-    if _offload_hook(module) is None and _devices(module) - {"cpu", "meta"}:
+    if not _is_offloaded(module) and _devices(module) - {"cpu", "meta"}:
         module.to("cpu")
 
 
 def bring(module: nn.Module, neighbour: nn.Module) -> None:
     """Puts back what :func:`put_aside` has put aside, to where ``neighbour`` is."""
-    if _devices(module) == {"cpu"} and _offload_hook(module) is None:
+    if _devices(module) == {"cpu"} and not _is_offloaded(module):
         device = device_of(neighbour)
         if device.type not in ("cpu", "meta"):
             module.to(device)
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """Its state dict on the CPU, offloaded weights included, eight-bit ones as float32."""
+    """Its state dict on the CPU, offloaded weights included, eight-bit ones as float32. Raises UsageError if a LoRA
+    library has wrapped parts of it."""
+    if any(hasattr(part, "base_layer") for part in module.modules()):
+        raise UsageError("the operator has been wrapped by a LoRA library: take the adapter out before saving it")
     state = module.state_dict()
     if _offload_hook(module) is not None:
         from accelerate.utils.modeling import get_state_dict_offloaded_model
@@ -98,6 +112,12 @@ def _offload_hook(module: nn.Module) -> Any:
             if getattr(each, "offload", False):
                 return each
     return None
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    """Whether a host moves its weights about: Accelerate, or diffusers in groups."""
+    groups = (getattr(part, "_diffusers_hook", None) for part in module.modules())
+    return _offload_hook(module) is not None or any(g and g.get_hook("group_offloading") for g in groups)
 
 
 def _casting_hook(module: nn.Module) -> Any:

@@ -94,10 +94,12 @@ def find_targets(unet: nn.Module) -> dict[str, Target]:
 
 
 def _add(found: dict[str, Target], name: str, path: str, ldm: str, transformer: nn.Module, downscale: int) -> None:
+    if not hasattr(transformer, "transformer_blocks") and hasattr(transformer, "module"):  # wrapped to run in splits
+        path, transformer = f"{path}.module", transformer.module
     blocks = getattr(transformer, "transformer_blocks", ())
     for k, block in enumerate(blocks):
         attention = getattr(block, "attn1", None)
-        if attention is None:
+        if attention is None or getattr(attention, "is_cross_attention", False):
             continue
         full_name = name if len(blocks) == 1 else f"{name}.{k}"
         found[full_name] = Target(
