@@ -292,3 +292,69 @@ def test_every_operator_is_one_graph_with_its_gradients(name):
         results.append([y, *torch.autograd.grad(y.square().sum(), [x, *operator.parameters()])])
     for a, b in zip(*results, strict=True):
         assert_close(name, a, b, 1e-4)
+
+
+@pytest.mark.compatibility("Hosts", "quantised projections", "work; operators compute in the UNet's type")
+def test_projections_that_are_quantised():
+    class Int8(torch.nn.Module):
+        """As quantisation libraries have it: integers and a scale, no floating-point weight."""
+
+        def __init__(self, linear):
+            super().__init__()
+            scale = linear.weight.detach().float().abs().max() / 127
+            weight = (linear.weight.detach().float() / scale).round().to(torch.int8)
+            self.weight, self.scale = torch.nn.Parameter(weight, requires_grad=False), scale.item()
+
+        def forward(self, x):
+            return x @ (self.weight.to(x.dtype) * self.scale).T
+
+    unet = make_unet().to(torch.bfloat16)
+    for target in find_targets(unet).values():
+        attention = unet.get_submodule(target.path)
+        for name in ("to_q", "to_k", "to_v"):
+            setattr(attention, name, Int8(getattr(attention, name)))
+        attention.to_out[0] = torch.nn.Identity()
+    patch.attach(unet, operators(unet))
+    assert {p.dtype for p in patch.attached(unet)["IN01"].operator.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        assert unet(torch.randn(1, 4, 16, 16).bfloat16(), 3, torch.randn(1, 7, 8).bfloat16()).sample.isfinite().all()
+
+
+def test_operators_are_as_frozen_as_what_they_replace(file):
+    for trains in (False, True):
+        unet = make_unet().requires_grad_(trains)
+        sd_hyena.load_hyena(unet, file)
+        assert {p.requires_grad for p in patch.attached(unet)["IN01"].operator.parameters()} == {trains}
+        sd_hyena.set_hyena_enabled(unet, False)
+        unet.requires_grad_(not trains)
+        sd_hyena.set_hyena_enabled(unet, True)
+        assert {p.requires_grad for p in unet.parameters()} == {not trains}
+
+
+@pytest.mark.compatibility("Hosts", "a plain state dict into a patched UNet", "is the attention's; operators stay")
+def test_plain_weights_go_to_the_attention(file, expected):
+    unet, other = make_unet(), make_unet()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    plain, state = run_unet(other), {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    sd_hyena.load_hyena(unet, file)
+    sd_hyena.load_hyena(other, file)
+    unet.load_state_dict(state)
+    assert torch.equal(run_unet(unet), run_unet(other))
+    sd_hyena.unload_hyena(unet)
+    assert torch.equal(run_unet(unet), plain)
+
+
+@pytest.mark.compatibility("Hosts", "DataParallel around a patched UNet", "layers switch and unload inside it")
+def test_data_parallel(file, expected):
+    unet = torch.nn.DataParallel(make_unet())
+    sd_hyena.load_hyena(unet, file)
+    assert torch.equal(run_unet(unet.module), expected[1])
+    sd_hyena.unload_hyena(unet)
+    assert torch.equal(run_unet(unet.module), expected[0])
+
+
+def test_cross_attention_is_no_self_attention():
+    unet = make_unet(only_cross_attention=(True, True, True, False))
+    assert list(find_targets(unet)) == ["M00"]

@@ -16,6 +16,7 @@ from sd_hyena import checkpoint, hyena_attention, patch
 from sd_hyena.config import OperatorConfig
 from sd_hyena.errors import UsageError
 from sd_hyena.families import VOCABULARY
+from sd_hyena.grid import grid_mask
 from sd_hyena.targets import find_targets
 
 SIZE = 32
@@ -196,6 +197,39 @@ def test_animatediff(parts, file, caplog):
     assert call["IN01"][0] == (4, 16, 8)  # frames and guidance
 
 
+@pytest.mark.compatibility("Pipelines", "AnimateDiff, FreeNoise with split inference", "layers load, switch and unload")
+@pytest.mark.parametrize("split_first", [True, False])
+def test_free_noise_in_splits(split_first, parts, file):
+    torch.manual_seed(0)
+    adapter = diffusers.MotionAdapter(
+        block_out_channels=(8, 16), motion_layers_per_block=1, motion_norm_num_groups=2, motion_num_attention_heads=2
+    )
+    taken = {name: parts[name] for name in ("text_encoder", "tokenizer", "vae", "scheduler")}
+    pipe = diffusers.AnimateDiffPipeline(unet=small_unet(), motion_adapter=adapter, **taken)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.eval()
+    pipe.enable_free_noise(context_length=2, context_stride=1)
+
+    def call():
+        return draw(pipe, num_frames=4, width=SIZE, height=SIZE)
+
+    if not split_first:
+        sd_hyena.load_hyena(pipe, file)
+    pipe.enable_free_noise_split_inference(spatial_split_size=4, temporal_split_size=2)
+    if split_first:
+        sd_hyena.load_hyena(pipe, file)
+    assert list(sd_hyena.attached(pipe)) == NAMES
+    with watched(patch.get_unet(pipe)) as calls:
+        hyena = call()
+    assert sorted(calls) == NAMES
+    sd_hyena.set_hyena_enabled(pipe, False)
+    assert not np.array_equal(call(), hyena)
+    sd_hyena.set_hyena_enabled(pipe, True)
+    assert np.array_equal(call(), hyena)
+    sd_hyena.unload_hyena(pipe)
+    assert not sd_hyena.attached(pipe)
+
+
 @pytest.mark.compatibility("Pipelines", "LCM and TCD", "works")
 @pytest.mark.parametrize("scheduler", ["LCMScheduler", "TCDScheduler"])
 def test_few_step_samplers(scheduler, parts, file):
@@ -337,6 +371,10 @@ def test_processors_with_a_purpose_are_told_that_they_have_none(parts, file, cap
     assert [r.getMessage() for r in caplog.records if "StoryProcessor does nothing" in r.getMessage()]
     sd_hyena.unload_hyena(unet)
     assert {type(p) for p in unet.attn_processors.values()} == {StoryProcessor}
+    hyena_attention.say_once.cache_clear()
+    caplog.clear()
+    sd_hyena.load_hyena(unet, file)  # set before loading
+    assert [r.getMessage() for r in caplog.records if "StoryProcessor does nothing" in r.getMessage()]
 
 
 def test_a_processor_that_is_a_module_comes_and_goes(parts, file):
@@ -378,6 +416,73 @@ def test_perturbed_attention_guidance(scale, parts, file):
     handle.remove()
     x, y = seen[0]
     assert_close("identity", attention.to_out[0](attention.to_v(x[-1:])), y[-1:], 1e-5)
+
+
+@pytest.mark.compatibility(
+    "Hosts", "layer skip, and guiders of diffusers that perturb layers", "work on replaced layers"
+)
+@pytest.mark.parametrize("skip", ["skip_attention", "skip_attention_scores"])
+@pytest.mark.parametrize("skip_first", [True, False])
+def test_layer_skip(skip, skip_first, parts, file):
+    def guide(unet):
+        config = {"skip_attention": False, "skip_ff": False} | {skip: True}
+        fqn = "down_blocks.0.attentions.0.transformer_blocks"
+        diffusers.hooks.apply_layer_skip(unet, diffusers.LayerSkipConfig(indices=[0], fqn=fqn, **config))
+
+    unet = small_unet()
+    x = torch.randn(2, 16, 8)
+    attention = unet.get_submodule(find_targets(unet)["IN01"].path)
+    skipped = x if skip == "skip_attention" else attention.to_out[0](attention.to_v(x))
+    if skip_first:
+        guide(unet)
+    sd_hyena.load_hyena(unet, file)
+    if not skip_first:
+        guide(unet)
+    with watched(unet) as calls:
+        assert_close(skip, skipped, attention(hidden_states=x, attention_mask=grid_mask(torch.empty(2, 8, 4, 4))), 1e-5)
+    assert not calls
+
+
+@pytest.mark.compatibility(
+    "Hosts", "smoothed-energy guidance on a replaced layer", "its calls go to the attention; said"
+)
+def test_smoothed_energy_guidance(parts, file, caplog):
+    from diffusers.hooks.smoothed_energy_guidance_utils import (
+        SmoothedEnergyGuidanceConfig,
+        _apply_smoothed_energy_guidance_hook,
+    )
+
+    results = []
+    for loaded in (False, True):
+        unet = small_unet()
+        if loaded:
+            sd_hyena.load_hyena(unet, file)
+        config = SmoothedEnergyGuidanceConfig(indices=[0], fqn="down_blocks.0.attentions.0.transformer_blocks")
+        _apply_smoothed_energy_guidance_hook(unet, config, 1.0)
+        attention = unet.get_submodule(find_targets(unet)["IN01"].path)
+        mask = {"attention_mask": grid_mask(torch.empty(2, 8, 4, 4))} if loaded else {}
+        results.append(attention(torch.ones(2, 16, 8) * torch.arange(16)[:, None], **mask))
+    assert torch.equal(*results)
+    assert "smoothed-energy guidance" in caplog.text
+
+
+@pytest.mark.compatibility("Pipelines", "self-attention guidance (SAG)", "works; the layer it reads is attention; said")
+def test_self_attention_guidance(parts, file, tmp_path, caplog):
+    if not hasattr(diffusers, "StableDiffusionSAGPipeline"):
+        pytest.skip("this diffusers has no such pipeline")
+    unet = small_unet()
+    target = find_targets(unet)["M00"]
+    operator = trained(OperatorConfig(target.dim, 2, 2, attention_heads=target.heads, block=2))
+    checkpoint.save(tmp_path / "middle.safetensors", {"M00": operator})
+    pipe = build(diffusers.StableDiffusionSAGPipeline, parts | {"image_encoder": None}, unet)
+    plain = draw(pipe, width=64, height=64)
+    sd_hyena.load_hyena(pipe, tmp_path / "middle.safetensors")
+    assert np.array_equal(draw(pipe, width=64, height=64), plain)
+    assert "reads attention" in caplog.text
+    sd_hyena.load_hyena(pipe, file)
+    with watched(pipe.unet) as calls:
+        draw(pipe, width=64, height=64)
+    assert sorted(calls) == NAMES
 
 
 @pytest.mark.compatibility("Hosts", "pyramid attention broadcast", "works: replaced layers are skipped too")
@@ -459,7 +564,9 @@ def test_tomesd(merge_first, parts, file, caplog):
     assert sorted(calls) == NAMES
 
 
-@pytest.mark.compatibility("Pipelines", "UNetControlNetXSModel, SD3, FLUX, PixArt", "refused: says what is supported")
+@pytest.mark.compatibility(
+    "Pipelines", "UNetControlNetXSModel, SD3, FLUX, PixArt, Stable Video Diffusion", "refused: says what is supported"
+)
 def test_other_models_are_refused(file):
     unet = small_unet(layers_per_block=2)
     controlnet = diffusers.ControlNetXSAdapter.from_unet(
@@ -469,7 +576,13 @@ def test_other_models_are_refused(file):
     with torch.device("meta"):
         flux = diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1, attention_head_dim=16,
                                                 num_attention_heads=2, axes_dims_rope=(4, 4, 8))  # fmt: skip
-    for model in (joined, flux, torch.nn.Linear(1, 1)):
+    video = diffusers.UNetSpatioTemporalConditionModel(
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        block_out_channels=(32, 64), num_attention_heads=(2, 2), layers_per_block=1, cross_attention_dim=8,
+        projection_class_embeddings_input_dim=24, addition_time_embed_dim=8,
+    )  # fmt: skip
+    for model in (joined, flux, video, torch.nn.Linear(1, 1)):
         with pytest.raises(UsageError, match="Stable Diffusion 1, 2 and XL"):
             sd_hyena.load_hyena(model, file)
 
@@ -480,15 +593,23 @@ def test_other_models_are_refused(file):
         sd_hyena.load_hyena(FluxPipeline(), file)
 
 
-@pytest.mark.compatibility("Hosts", "group offloading", "works")
+@pytest.mark.compatibility("Hosts", "group offloading, before or after loading", "works; operators are offloaded too")
+@pytest.mark.parametrize("offload_first", [True, False])
 @pytest.mark.parametrize("level", ["leaf_level", "block_level"])
-def test_group_offloading(level, parts, file):
+def test_group_offloading(level, offload_first, parts, file):
     pipe = build(diffusers.StableDiffusionPipeline, parts)
     plain = draw(pipe, width=SIZE, height=SIZE)
     sd_hyena.load_hyena(pipe, file)
     hyena = draw(pipe, width=SIZE, height=SIZE)
     more = {"num_blocks_per_group": 1} if level == "block_level" else {}
+    if offload_first:
+        sd_hyena.unload_hyena(pipe)
     pipe.unet.enable_group_offload(torch.device("cpu"), torch.device("cpu"), level, **more)
+    if offload_first:
+        sd_hyena.load_hyena(pipe, file)
+    operator = patch.attached(pipe.unet)["IN01"].operator
+    modules = [operator.in_proj, operator.near] if level == "leaf_level" else [pipe.unet.down_blocks[0]]
+    assert all(module._diffusers_hook.get_hook("group_offloading") for module in modules)
     with watched(pipe.unet) as calls:
         assert np.array_equal(draw(pipe, width=SIZE, height=SIZE), hyena)
     assert sorted(calls) == NAMES

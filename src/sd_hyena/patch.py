@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffusers import Transformer2DModel
 from torch import nn
 
 from .errors import UsageError
@@ -107,11 +106,7 @@ def attach(unet: nn.Module, operators: Mapping[str, Operator], convert: bool = T
 
 def check_replaceable(unet: nn.Module, target: Target) -> None:
     """Raises UsageError if the layer at ``target`` does more than plain self-attention."""
-    attention, transformer = unet.get_submodule(target.path), unet.get_submodule(target.transformer)
-    if not isinstance(transformer, Transformer2DModel):
-        raise UsageError(
-            f"layer {target.name} is in a {type(transformer).__name__}, and Hyena layers are for UNets of {SUPPORTED}"
-        )
+    attention = unet.get_submodule(target.path)
     if type(attention) not in (Attention, HyenaAttention) or not is_plain_self_attention(attention):
         raise UsageError(
             f"layer {target.name} ({type(attention).__name__}) does more than plain self-attention and cannot be "

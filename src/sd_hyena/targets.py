@@ -96,6 +96,8 @@ def find_targets(unet: nn.Module) -> dict[str, Target]:
 def _add(found: dict[str, Target], name: str, path: str, ldm: str, transformer: nn.Module, downscale: int) -> None:
     if not hasattr(transformer, "transformer_blocks") and hasattr(transformer, "module"):  # wrapped to run in splits
         path, transformer = f"{path}.module", transformer.module
+    if hasattr(transformer, "temporal_transformer_blocks"):  # of video, with a forward of its own
+        return
     blocks = getattr(transformer, "transformer_blocks", ())
     for k, block in enumerate(blocks):
         attention = getattr(block, "attn1", None)
