@@ -54,6 +54,7 @@ DIFFUSERS_USERS = {
     "models/folders.py",
     "models/hub.py",
     "models/loading.py",
+    "models/parts.py",
     "models/random_weights.py",
     "models/schedule.py",
     "models/single_file.py",

@@ -5,6 +5,7 @@ What a file is follows from its first bytes, whatever its name ends in. Nothing 
 
 from __future__ import annotations
 
+import builtins
 import json
 import re
 import struct
@@ -36,20 +37,25 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# What trainers left in pickles beside the weights: read as inert objects, and dropped.
-_EXTRAS = (
-    ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
-    ("pytorch_lightning.callbacks.early_stopping", "EarlyStopping"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy", "dtype"),
-)
+_MANY = 64  # kinds of objects that trainers left in a pickle beside the weights
+# Files that are renamed or saved by mistake, by their first bytes.
+_OTHERS = {
+    b"GGUF": "a GGUF file, which is quantised",
+    b"\x89HDF": "an HDF5 file",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"RIFF": "a picture",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x1f\x8b": "a gzip archive",
+}
+_ONNX = re.compile(rb"\x08[\x01-\x20]\x12.[\w.-]+", re.DOTALL)
 # A component's weights in a folder, as diffusers and transformers name them.
 _WEIGHTS = re.compile(
     r"(?P<stem>diffusion_pytorch_model|model|pytorch_model)"
-    r"(?:\.(?P<variant>\w+))?"
-    r"(?P<shard>-\d{5}-of-\d{5})?(?:\.(?P<old_variant>\w+))?"
-    r"\.(?P<kind>safetensors|bin)(?P<index>\.index(?:\.(?P<index_variant>\w+))?\.json)?"
+    r"(?:\.(?P<variant>[\w-]+?))?"
+    r"(?P<shard>-\d{5}-of-\d{5})?(?:\.(?P<old_variant>[\w-]+))?"
+    r"\.(?P<kind>safetensors|bin)(?P<index>\.index(?:\.(?P<index_variant>[\w-]+))?\.json)?"
 )
 
 
@@ -164,6 +170,9 @@ def _open_file(path: Path) -> Tensors:
         return _open_pickle(path, mmap=False)
     if start[257:262] == b"ustar":
         raise CheckpointError(f"{path}: is a tar archive, as torch before 0.4 wrote: save it again with a newer torch")
+    other = next((what for magic, what in _OTHERS.items() if start.startswith(magic)), None)
+    if other or _ONNX.match(start):
+        raise CheckpointError(f"{path}: is {other or 'an ONNX model'}, not weights of safetensors or torch")
     raise CheckpointError(f"{path}: is neither a safetensors file nor one saved by torch, or is damaged")
 
 
@@ -201,19 +210,14 @@ def _open_zip(path: Path) -> Tensors:
 
 
 def _open_pickle(path: Path, mmap: bool) -> Tensors:
-    try:
-        with torch.serialization.safe_globals([_inert(*names) for names in _EXTRAS]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if path.name.endswith(".safetensors"):  # torch goes by the name of a path
-                with open(path, "rb") as file:
-                    content = torch.load(file, map_location="cpu", weights_only=True)
-            else:
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # the unpickler raises what its reading of the bytes leads to
-        raise CheckpointError(f"{path}: {_why_refused(str(error))}") from None
+    content, marks = _unpickle(path, mmap), dict[str, Tensor]()
     while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        beside = {name: torch.tensor(1) if value is True else value for name, value in content.items()}
+        marks |= {name: value for name, value in beside.items() if isinstance(value, Tensor)}
         content = content["state_dict"]
-    tensors = dict(_flatten(content)) if isinstance(content, Mapping) else {}
+    tensors = dict(_flatten(content)) if isinstance(content, Mapping | list | tuple) else {}
+    if tensors:
+        tensors = dict(_flatten(marks)) | tensors
     if not tensors:
         raise CheckpointError(f"{path}: holds no weights by name")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -221,31 +225,55 @@ def _open_pickle(path: Path, mmap: bool) -> Tensors:
     return Tensors(path, shapes, dtypes, tensors.__getitem__)
 
 
-def _flatten(content: Mapping[Any, Any], prefix: str = "", depth: int = 3) -> Iterator[tuple[str, Tensor]]:
-    for name, value in content.items():
+def _unpickle(path: Path, mmap: bool) -> Any:
+    """What torch's own restricted unpickler makes of it, with inert objects for the classes that it does not know."""
+    inert: dict[str, type] = {}
+    while True:
+        try:
+            with torch.serialization.safe_globals(list(inert.values())), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if path.name.endswith(".safetensors"):  # torch goes by the name of a path
+                    with open(path, "rb") as file:
+                        return torch.load(file, map_location="cpu", weights_only=True)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except Exception as error:  # the unpickler raises what its reading of the bytes leads to
+            asks_for = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if asks_for is None:
+                raise CheckpointError(f"{path}: not a readable torch file, or damaged: {_AGAIN}") from None
+            name = asks_for[1]
+            if name in inert or len(inert) >= _MANY or not _is_extra(name):
+                raise CheckpointError(
+                    f"{path}: asks to run code of its own ({name}), which is never done: save its weights alone, as "
+                    ".safetensors"
+                ) from None
+            inert[name] = _inert(*name.rpartition(".")[::2])
+
+
+def _is_extra(name: str) -> bool:
+    """Whether a trainer may have left it: no function of Python's own, nor what torch should know how to read."""
+    module, _, attribute = name.rpartition(".")
+    if module in ("builtins", "__builtin__"):
+        return isinstance(getattr(builtins, attribute, None), type)
+    return module.partition(".")[0] not in ("torch", "os", "posix", "nt", "sys", "subprocess", "")
+
+
+def _flatten(content: Any, prefix: str = "", depth: int = 3) -> Iterator[tuple[str, Tensor]]:
+    for name, value in content.items() if isinstance(content, Mapping) else enumerate(content):
         if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
             yield f"{prefix}{name}", value.detach()
-        elif isinstance(value, Mapping) and depth:
+        elif isinstance(value, Mapping | list | tuple) and depth:
             yield from _flatten(value, f"{prefix}{name}.", depth - 1)
 
 
-def _why_refused(message: str) -> str:
-    asks_for = re.search(r"GLOBAL ([\w.]+)", message)
-    if asks_for:
-        return (
-            f"asks to run code of its own ({asks_for[1]}), which is never done: save its weights alone, as .safetensors"
-        )
-    return f"not a readable torch file, or damaged: {_AGAIN}"
-
-
 def _inert(module: str, name: str) -> type:
-    """A class that passes for another by its name, takes any arguments, and does nothing."""
+    """A class that passes for another by its name, takes any arguments, and does nothing but hold items."""
 
     def new(cls: type, *args: Any) -> Any:
-        return object.__new__(cls)
+        return dict.__new__(cls)
 
     does_nothing = {"__init__": lambda self, *args: None, "__setstate__": lambda self, state: None}
-    return type(name, (), {"__module__": module, "__new__": new} | does_nothing)
+    like_objects = {"__hash__": object.__hash__, "__eq__": object.__eq__}
+    return type(name, (dict,), {"__module__": module, "__new__": new} | does_nothing | like_objects)
 
 
 def _line(error: Exception) -> str:

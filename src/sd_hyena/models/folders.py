@@ -5,12 +5,15 @@ No code from a folder is ever run: all its parts must be classes of diffusers an
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, UsageError
+from .choices import PREDICTIONS
 
 SAFETY = ("safety_checker", "feature_extractor")  # checks of drawn pictures: not loaded
 # What stands for each kind of component; weights are looked for apart.
@@ -20,6 +23,8 @@ _NEEDED = {
     "tokenizer_2": ("vocab.json", "tokenizer.json"),
 }
 _WEIGHTED = ("unet", "vae", "text_encoder", "text_encoder_2")
+_TEXT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+_OTHERS = re.compile(r"Kolors|IF[A-Z]|Kandinsky")  # pipelines with a UNet of this class, and other text encoders
 logger = logging.getLogger(__name__)
 
 
@@ -30,8 +35,8 @@ def check_folder(folder: Path, name: str, variant: str = "") -> str:
     CheckpointError if something that it should hold is missing.
     """
     index = read_index(folder, name)
-    for component in ("vae", "scheduler"):
-        if not index.get(component):
+    for component in ("vae", "scheduler", *_TEXT):
+        if not index.get(component) and _is_needed(component, folder, name):
             raise UsageError(f"model {name}: its model_index.json names no {component}: give a whole pipeline")
     for component, kind in index.items():
         if kind is None or component in SAFETY:
@@ -41,6 +46,10 @@ def check_folder(folder: Path, name: str, variant: str = "") -> str:
             raise CheckpointError(f"model {name}: lacks the folder {component}/, which its model_index.json names")
         if needed and not any((folder / component / file).is_file() for file in needed):
             raise CheckpointError(f"model {name}: lacks {component}/{needed[0]}")
+        if component.startswith("tokenizer"):
+            for file in sorted((folder / component).glob("*.json")):
+                read_json(file, name, f"{component}/")
+    check_scheduler(folder, index["scheduler"], name)
     return choose_variant(folder, [c for c in _WEIGHTED if index.get(c)], name, variant)
 
 
@@ -49,7 +58,7 @@ def read_index(folder: Path, name: str) -> dict[str, str | None]:
     path = folder / "model_index.json"
     if not path.is_file():
         raise UsageError(f"model {name}: {_what_else(folder)}")
-    content = _read_json(path, name)
+    content = read_json(path, name)
     kind = content.get("_class_name")
     parts = {c: v for c, v in content.items() if not c.startswith("_") and isinstance(v, list) and len(v) == 2}
     import diffusers
@@ -66,9 +75,11 @@ def read_index(folder: Path, name: str) -> dict[str, str | None]:
                 "code in a folder is not run"
             )
     found = {component: class_name for component, (_, class_name) in parts.items()}
-    if found.get("unet") != "UNet2DConditionModel":
-        from .kinds import SUPPORTED
+    from .kinds import SUPPORTED
 
+    if _OTHERS.match(kind):
+        raise UsageError(f"model {name}: is a {kind}: sd-hyena works on {SUPPORTED}")
+    if found.get("unet") != "UNet2DConditionModel":
         unet = f"whose UNet is a {found['unet']}" if found.get("unet") else "which has no UNet"
         raise UsageError(f"model {name}: is a {kind}, {unet}: sd-hyena works on {SUPPORTED}")
     return found
@@ -108,45 +119,77 @@ def load_folder(folder: Path, name: str, variant: str, options: dict[str, Any]) 
     """The pipeline. Raises CheckpointError for weights that are damaged or do not fit their configuration."""
     import diffusers
 
-    from ..tensors import open_tensors, weights_in
+    from ..tensors import weights_in
+    from .parts import check_weights
 
     index = read_index(folder, name)
-    for component in [c for c in _WEIGHTED if index.get(c)]:
-        chosen = variant if variant in weights_in(folder / component) else ""
-        held = open_tensors(folder / component, chosen)
-        if component == "unet":
-            missing = [key for key in unet_from_config(folder, name).state_dict() if key not in held]
-            if missing:
-                raise CheckpointError(
-                    f"model {name}: its unet lacks {', '.join(missing[:2])}: download or copy it again"
-                )
+    for component in _WEIGHTED:
+        kind = index.get(component)
+        if kind:
+            chosen = variant if variant in weights_in(folder / component) else ""
+            check_weights(folder / component, kind, name, chosen)
     absent = {part: None for part in SAFETY if part in index}
     return diffusers.DiffusionPipeline.from_pretrained(
         folder, local_files_only=True, variant=variant or None, **absent, **options
     )
 
 
-def unet_from_config(folder: Path, name: str) -> Any:
-    """The UNet of a folder, without weights. Raises CheckpointError if its configuration cannot be used."""
-    import torch
-    from diffusers import UNet2DConditionModel
+def check_scheduler(folder: Path, kind: str | None, name: str) -> None:
+    """Raises UsageError for a kind of noise that is not Stable Diffusion's, CheckpointError for a configuration that
+    cannot be used."""
+    import diffusers
 
+    config = read_json(folder / "scheduler" / "scheduler_config.json", name, "scheduler/")
+    what = f"model {name}: scheduler/scheduler_config.json cannot be used"
+    scheduler_class = getattr(diffusers, str(kind), None)
+    if not isinstance(scheduler_class, type) or not issubclass(scheduler_class, diffusers.SchedulerMixin):
+        raise UsageError(f"model {name}: its scheduler {kind} is none of diffusers' schedulers")
+    if type(config.get("num_train_timesteps", 1000)) is not int:
+        raise CheckpointError(f"{what}: num_train_timesteps is {config['num_train_timesteps']!r}, no whole number")
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in (*PREDICTIONS, "sample"):
+        raise CheckpointError(f"{what}: prediction_type is {prediction!r}, not one of {', '.join(PREDICTIONS)}")
     try:
-        with torch.device("meta"):
-            return UNet2DConditionModel.from_config(_read_json(folder / "unet" / "config.json", name))
-    except (ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"model {name}: its UNet's config.json cannot be used: {reason}") from None
+        scheduler = scheduler_class.from_config(config)
+    except Exception as error:  # whatever its arithmetic leads to
+        raise CheckpointError(f"{what}: {one_line(error)}") from None
+    if not hasattr(scheduler, "init_noise_sigma"):
+        from .kinds import SUPPORTED
+
+        raise UsageError(f"model {name}: its scheduler is a {kind}: sd-hyena works on {SUPPORTED}")
 
 
-def _read_json(path: Path, name: str) -> dict[str, Any]:
+def _is_needed(component: str, folder: Path, name: str) -> bool:
+    """Whether the pipeline cannot do without it. SDXL's refiner has a second text encoder alone."""
+    import diffusers
+
+    kind = getattr(diffusers, read_json(folder / "model_index.json", name)["_class_name"])
+    takes = inspect.signature(kind.__init__).parameters
+    if component not in takes or component in SAFETY:
+        return False
+    if component not in ("text_encoder", "tokenizer") or "text_encoder_2" not in takes:
+        return True
+    widths = []
+    for part, key in (("unet", "cross_attention_dim"), ("text_encoder_2", "hidden_size")):
+        path = folder / part / "config.json"
+        widths.append(read_json(path, name, f"{part}/").get(key) if path.is_file() else part)
+    return widths[0] != widths[1]
+
+
+def read_json(path: Path, name: str, folder: str = "") -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError, which calls the file by its name after ``folder``."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"model {name}: {path.name} cannot be read: {error}") from None
+        raise CheckpointError(f"model {name}: {folder}{path.name} cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"model {name}: {path.name} is not a JSON object")
+        raise CheckpointError(f"model {name}: {folder}{path.name} is not a JSON object")
     return content
+
+
+def one_line(error: Exception) -> str:
+    """Where a library gives a reason, the short of it."""
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def _what_else(folder: Path) -> str:

@@ -23,9 +23,9 @@ def unet_skeleton(source: ModelSource) -> torch.nn.Module | None:
     if source.kind == "hub":
         return None
     if source.family is None:
-        from .folders import unet_from_config
+        from .parts import build
 
-        return unet_from_config(Path(source.location), source.name)
+        return build(Path(source.location) / "unet", "UNet2DConditionModel", source.name)
     import torch
     from diffusers import UNet2DConditionModel
 

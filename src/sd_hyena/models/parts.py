@@ -1,0 +1,64 @@
+"""Components of diffusers folders: whether their weights are those that their configurations ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError
+from .folders import one_line, read_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# What diffusers and transformers rename when they load weights of earlier versions.
+_RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+_OLD_PARTS = ("vae",)
+
+
+def check_weights(folder: Path, kind: str, name: str, variant: str = "") -> None:
+    """Reads names and shapes alone. Raises CheckpointError, naming a tensor, where one is missing or does not fit."""
+    from ..tensors import open_tensors
+
+    held = open_tensors(folder, variant)
+    shapes = {_usual(key, folder.name): shape for key, shape in held.shapes.items()}
+    config = read_json(folder / "config.json", name, f"{folder.name}/")
+    # Tied weights are stored once, and buffers are computed.
+    for key, weight in build(folder, kind, name).named_parameters():
+        got = shapes.get(_usual(key, folder.name))
+        label = f"model {name}: its {folder.name.replace('_', ' ')}"
+        if got is None:
+            raise CheckpointError(f"{label} lacks {key}: download or copy it again")
+        if got != tuple(weight.shape) and not config.get("quantization_config"):  # which are packed
+            raise CheckpointError(
+                f"{label} has another shape of {key}, {got}, than its config.json asks for, {tuple(weight.shape)}"
+            )
+
+
+def build(folder: Path, kind: str, name: str) -> nn.Module:
+    """The component without weights, on the meta device. Raises CheckpointError if its configuration cannot be
+    used."""
+    import diffusers
+    import torch
+    import transformers
+
+    config = read_json(folder / "config.json", name, f"{folder.name}/")
+    model_class: Any = getattr(diffusers, kind, None) or getattr(transformers, kind, None)
+    if model_class is None:
+        raise CheckpointError(f"model {name}: its {folder.name} is a {kind}, no class of diffusers or transformers")
+    try:
+        with torch.device("meta"):
+            if hasattr(model_class, "from_config"):
+                return model_class.from_config(config)
+            return model_class(model_class.config_class(**config))
+    except Exception as error:  # whatever the numbers in it lead to
+        raise CheckpointError(
+            f"model {name}: {folder.name}/config.json cannot be used: {one_line(error)}"
+        ) from None
+
+
+def _usual(key: str, component: str) -> str:
+    if component in _OLD_PARTS:
+        for old, new in _RENAMED.items():
+            key = key.replace(old, new)
+    return key.removeprefix("text_model.") if component.startswith("text_encoder") else key
