@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any]) -> int:
     from ..models import check_size, locate
 
-    source = locate(args["model"])
+    source = locate(args["model"], whole=False)
     check_size(source.name, *(8 if args[side] is None else args[side] for side in ("width", "height")))
 
     from ..flops import step_flops

@@ -41,7 +41,7 @@ def run(args: dict[str, Any]) -> int:
     if print_config:
         print(to_toml(settings))
         return 0
-    source = locate(settings.teacher_model, settings.variant)
+    source = locate(settings.teacher_model, settings.variant, whole=settings.needs_pictures)
     _check_sizes(settings, source)
     device = choose_device(settings.device)
     _check_targets(settings, source)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, UsageError
-from .choices import PREDICTIONS
+from .parts import check_scheduler, check_weights, read_json
 
 SAFETY = ("safety_checker", "feature_extractor")  # checks of drawn pictures: not loaded
 # What stands for each kind of component; weights are looked for apart.
@@ -120,7 +120,6 @@ def load_folder(folder: Path, name: str, variant: str, options: dict[str, Any]) 
     import diffusers
 
     from ..tensors import weights_in
-    from .parts import check_weights
 
     index = read_index(folder, name)
     for component in _WEIGHTED:
@@ -132,31 +131,6 @@ def load_folder(folder: Path, name: str, variant: str, options: dict[str, Any]) 
     return diffusers.DiffusionPipeline.from_pretrained(
         folder, local_files_only=True, variant=variant or None, **absent, **options
     )
-
-
-def check_scheduler(folder: Path, kind: str | None, name: str) -> None:
-    """Raises UsageError for a kind of noise that is not Stable Diffusion's, CheckpointError for a configuration that
-    cannot be used."""
-    import diffusers
-
-    config = read_json(folder / "scheduler" / "scheduler_config.json", name, "scheduler/")
-    what = f"model {name}: scheduler/scheduler_config.json cannot be used"
-    scheduler_class = getattr(diffusers, str(kind), None)
-    if not isinstance(scheduler_class, type) or not issubclass(scheduler_class, diffusers.SchedulerMixin):
-        raise UsageError(f"model {name}: its scheduler {kind} is none of diffusers' schedulers")
-    if type(config.get("num_train_timesteps", 1000)) is not int:
-        raise CheckpointError(f"{what}: num_train_timesteps is {config['num_train_timesteps']!r}, no whole number")
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in (*PREDICTIONS, "sample"):
-        raise CheckpointError(f"{what}: prediction_type is {prediction!r}, not one of {', '.join(PREDICTIONS)}")
-    try:
-        scheduler = scheduler_class.from_config(config)
-    except Exception as error:  # whatever its arithmetic leads to
-        raise CheckpointError(f"{what}: {one_line(error)}") from None
-    if not hasattr(scheduler, "init_noise_sigma"):
-        from .kinds import SUPPORTED
-
-        raise UsageError(f"model {name}: its scheduler is a {kind}: sd-hyena works on {SUPPORTED}")
 
 
 def _is_needed(component: str, folder: Path, name: str) -> bool:
@@ -174,22 +148,6 @@ def _is_needed(component: str, folder: Path, name: str) -> bool:
         path = folder / part / "config.json"
         widths.append(read_json(path, name, f"{part}/").get(key) if path.is_file() else part)
     return widths[0] != widths[1]
-
-
-def read_json(path: Path, name: str, folder: str = "") -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError, which calls the file by its name after ``folder``."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"model {name}: {folder}{path.name} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"model {name}: {folder}{path.name} is not a JSON object")
-    return content
-
-
-def one_line(error: Exception) -> str:
-    """Where a library gives a reason, the short of it."""
-    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def _what_else(folder: Path) -> str:

@@ -33,8 +33,8 @@ HYENA = _kind(
     "give it with -y/--hyena, and the model that it was trained on with -m",
     r"layers\.(IN|OUT|M)\d\d|filter_fn\.implicit_filter\.0\.weight$",
 )
-KINDS = (
-    HYENA,
+# What goes with a model: where a few such tensors are left in a whole checkpoint, it is one all the same.
+COMPANIONS = (
     _kind(
         "a LoRA",
         f"{_BASE}; in Python, pipe.load_lora_weights loads the LoRA",
@@ -49,6 +49,22 @@ KINDS = (
         r"(control_model|controlnet_cond_embedding|controlnet_down_blocks|lora_controlnet|input_hint_block)\b",
     ),
     _kind("a T2I-Adapter", _BASE, r"(adapter\.)?body\.\d+\.(resnets|block\d|in_conv)\b"),
+    _kind(
+        "an upscaler",
+        "give a model that draws; an upscaler goes over its pictures",
+        r"(params(_ema)?\.)?(conv_first\.|RRDB_trunk\.|model\.1\.sub\.|body\.\d+\.rdb\d|layers\.\d+\.residual_group\.)",
+    ),
+    _kind("a hypernetwork", _BASE, r"\d+\.(\d+\.)?linear\.\d"),
+    _kind("a CLIP vision model", _BASE, r"(vision_model|visual)\."),
+    _kind("a TAESD, a small VAE,", _BASE, r"(taesd_)?(en|de)coder\.layers\.\d|\d+\.((weight|bias)$|conv\.\d)"),
+)
+QUANTISED = _kind(
+    "a quantised checkpoint",
+    "give one of float16",
+    r".*\.(absmax|quant_map|quant_state|scale_weight|weight_scale|SCB|weight_format)\b",
+)
+# Whole models among them.
+KINDS = (
     _kind("a FLUX model", _TRANSFORMER, r".*(double_blocks|single_blocks|single_transformer_blocks)\.\d"),
     _kind("a Stable Diffusion 3 model", _TRANSFORMER, r".*joint_blocks\.\d|transformer_blocks\.\d+\.norm1_context"),
     _kind("a PixArt model", _TRANSFORMER, r"(.*\.)?(adaln_single|t_block|y_embedder|caption_projection)\."),
@@ -63,11 +79,16 @@ KINDS = (
         f"sd-hyena works on {SUPPORTED}",
         r".*(clip_txt_mapper|down_blocks\.\d\.\d\.channelwise)",
     ),
+    _kind("a Stable Video Diffusion model", f"sd-hyena works on {SUPPORTED}", r".*\.(time_stack|time_mixer)\."),
     _kind(
-        "a quantised checkpoint",
-        "give one of float16",
-        r".*\.(absmax|quant_map|quant_state|scale_weight|weight_scale)\b",
+        "a Kolors model", f"sd-hyena works on {SUPPORTED}", r"(model\.diffusion_model\.)?encoder_hid_proj\.|.*chatglm"
     ),
+    _kind(
+        "a DeepFloyd IF model",
+        f"sd-hyena works on {SUPPORTED}",
+        r"(model\.diffusion_model\.)?(encoder_proj|encoder_pooling)\.|.*attentions\.\d\.add_k_proj\.",
+    ),
+    QUANTISED,
     _kind(
         "a checkpoint with a noise schedule of its own (EDM)", f"sd-hyena works on {SUPPORTED}", r"edm_(mean|std|vpred)"
     ),
@@ -93,15 +114,17 @@ ALONE = (
 )
 
 
-def kind_of(names: Iterable[str], metadata: dict[str, str] | None = None) -> Kind | None:
-    """What a file with tensors of these names is, unless a checkpoint with all its parts; None if nobody knows."""
+def kind_of(names: Iterable[str], metadata: dict[str, str] | None = None, whole: bool = True) -> Kind | None:
+    """What a file with tensors of these names is, unless a checkpoint with all its parts (unless ``whole``: with a
+    UNet); None if nobody knows."""
     names = list(names)
     if (metadata or {}).get("format") == "sd-hyena":
         return HYENA
-    for kind in KINDS:
+    kinds = (HYENA, *(() if is_checkpoint(names) else COMPANIONS), *KINDS)
+    for kind in kinds:
         if any(kind.marks.match(name) for name in names):
             return kind
-    if is_checkpoint(names):
+    if is_checkpoint(names) or (not whole and any(name.startswith(UNET) for name in names)):
         return None
     return next((kind for kind in ALONE if any(kind.marks.match(name) for name in names)), None)
 

@@ -95,7 +95,7 @@ def _in_folder(source: ModelSource) -> tuple[str, Tensors, Callable[[str], str]]
 
 def _in_file(source: ModelSource, unet: nn.Module) -> tuple[str, Tensors, Callable[[str], str]]:
     """The same of a single file. Within a self-attention layer, LDM and diffusers have the same names."""
-    checkpoint = open_checkpoint(source.location, source.name)
+    checkpoint = open_checkpoint(source.location, source.name, whole=False)
     keys = {target.path: target.ldm_key for target in find_targets(unet).values()}
 
     def stored_as(name: str) -> str:

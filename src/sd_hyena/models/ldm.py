@@ -21,24 +21,36 @@ _WORD = re.compile(
 
 
 def ldm_names(names: Iterable[str]) -> dict[str, str]:
-    """Name in LDM's numbering -> name in the file. Averaged weights (EMA) stand in where there are no others; text
-    encoders that are saved in an older or a newer way have their usual names."""
+    """Name in LDM's numbering -> name in the file. What all names begin with is left out; averaged weights (EMA)
+    stand in where there are no others; text encoders that are saved in an older or a newer way have their usual
+    names."""
     names = list(names)
-    found = {name: name for name in names}
+    prefix = common_prefix(names)
+    found = {name.removeprefix(prefix): name for name in names}
+    names = list(found)
     if not any(name.startswith(UNET) for name in names):
-        found |= {separate(name): name for name in names if name.startswith(f"{_EMA}diffusion_model")}
-    found |= {_OLD_CLIP.sub("cond_stage_model.transformer.text_model.", n): n for n in names if _OLD_CLIP.match(n)}
+        found |= {separate(name): found[name] for name in names if name.startswith(f"{_EMA}diffusion_model")}
+    usual = {n: _OLD_CLIP.sub("cond_stage_model.transformer.text_model.", n) for n in names if _OLD_CLIP.match(n)}
     if f"{UNET}input_blocks.1.1.norm.weight" in found:  # Stable Diffusion 2 has attention there, SDXL's refiner none
-        found |= {
-            n.replace(_SGM_OPEN_CLIP, "cond_stage_model.model."): n for n in names if n.startswith(_SGM_OPEN_CLIP)
+        usual |= {
+            n: n.replace(_SGM_OPEN_CLIP, "cond_stage_model.model.") for n in names if n.startswith(_SGM_OPEN_CLIP)
         }
-    return found
+    return found | {new: found[old] for old, new in usual.items()}
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """What comes before the UNet's usual prefix where no name begins with that: a trainer's wrapper, or the key that
+    the weights are under in a pickle. Averaged weights come last."""
+    prefixes = {name.partition(UNET)[0] for name in names if f".{UNET}" in f".{name}"}
+    return min(prefixes, key=lambda prefix: ("ema" in prefix, len(prefix)), default="")
 
 
 def separate(name: str) -> str:
     """``model_ema.diffusion_modelinput_blocks10norm...`` with its dots, under the UNet's usual prefix; as it is if
     it holds a word that no UNet has."""
     rest = name.removeprefix(f"{_EMA}diffusion_model")
+    if rest.startswith("."):
+        return f"{UNET}{rest[1:]}"
     matches = list(_WORD.finditer(rest))
     if "".join(match[0] for match in matches) != rest:
         return name

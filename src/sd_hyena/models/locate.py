@@ -11,7 +11,8 @@ from ..errors import UsageError
 from ..families import DEMO, DEMO_DIR, FAMILIES, Family
 from .folders import check_folder
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"(?!.*(--|\.\.))[a-z\d][\w.-]*/\w[\w.-]*(?<![-.])(?<!\.git)", re.ASCII | re.IGNORECASE)
+_HUB_PAGE = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 _SINGLE_FILE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -34,24 +35,38 @@ class ModelSource:
         return self.name == DEMO
 
 
-def locate(name: str, variant: str = "") -> ModelSource:
-    """Looks at what there is under ``name`` without loading it.
+def locate(name: str, variant: str = "", whole: bool = True) -> ModelSource:
+    """Looks at what there is under ``name`` without loading it. Unless ``whole``, a single file may have a UNet alone.
 
     Raises UsageError if it is neither the bundled model, something on disk, nor shaped like a hub id, or if what is
     there is something else than a model that can be used; CheckpointError for a file or folder that is damaged.
     """
+    if not name.strip():
+        raise UsageError("the model has no name: give demo, a diffusers folder, a single file, or a hub id")
     path = DEMO_DIR if name == DEMO else Path(os.path.expanduser(name))
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        short = name if len(name) <= 60 else f"{name[:57]}..."
+        raise UsageError(f"model {short!r}: {getattr(error, 'strerror', None) or error}") from None
     if path.is_dir():
         return ModelSource(name, "folder", str(path), check_folder(path, name, variant))
     if path.is_file():
         if variant:
             raise UsageError(f"model {name}: is a single file, and --variant chooses among the weights of a folder")
-        if path.suffix.lower() not in _SINGLE_FILE:
-            raise UsageError(f"model {name}: a single-file checkpoint ends in .safetensors or .ckpt")
+        if path.name == "model_index.json":
+            raise UsageError(f"model {name}: give the folder, {path.parent}")
         from .single_file import open_checkpoint
 
-        return ModelSource(name, "file", str(path), family=open_checkpoint(path, name).family)
-    if path.suffix.lower() in _SINGLE_FILE or not _HUB_ID.fullmatch(name):
+        return ModelSource(name, "file", str(path), family=open_checkpoint(path, name, whole).family)
+    page = _HUB_PAGE.match(name)
+    if page:
+        raise UsageError(f"model {name}: is a web address: give its hub id, {page[4]}, or a file that you downloaded")
+    if "://" in name:
+        raise UsageError(f"model {name}: is a web address: download the file, and give its path")
+    if path.suffix.lower() in _SINGLE_FILE or not _HUB_ID.fullmatch(name) or len(name) > 96:
         raise UsageError(
             f"model {name} not found: give demo, a diffusers folder, a .safetensors or .ckpt file, or a hub id"
         )

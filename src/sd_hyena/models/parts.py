@@ -1,12 +1,14 @@
-"""Components of diffusers folders: whether their weights are those that their configurations ask for."""
+"""Components of diffusers folders: whether they can be used, told before they are loaded."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
-from .folders import one_line, read_json
+from ..errors import CheckpointError, UsageError
+from .choices import PREDICTIONS
+from .kinds import SUPPORTED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,9 +54,46 @@ def build(folder: Path, kind: str, name: str) -> nn.Module:
                 return model_class.from_config(config)
             return model_class(model_class.config_class(**config))
     except Exception as error:  # whatever the numbers in it lead to
-        raise CheckpointError(
-            f"model {name}: {folder.name}/config.json cannot be used: {one_line(error)}"
-        ) from None
+        raise CheckpointError(f"model {name}: {folder.name}/config.json cannot be used: {one_line(error)}") from None
+
+
+def check_scheduler(folder: Path, kind: str | None, name: str) -> None:
+    """Raises UsageError for a kind of noise that is not Stable Diffusion's, CheckpointError for a configuration that
+    cannot be used."""
+    import diffusers
+
+    config = read_json(folder / "scheduler" / "scheduler_config.json", name, "scheduler/")
+    what = f"model {name}: scheduler/scheduler_config.json cannot be used"
+    scheduler_class: Any = getattr(diffusers, str(kind), None)
+    if not isinstance(scheduler_class, type) or not issubclass(scheduler_class, diffusers.SchedulerMixin):
+        raise UsageError(f"model {name}: its scheduler {kind} is none of diffusers' schedulers")
+    if type(config.get("num_train_timesteps", 1000)) is not int:
+        raise CheckpointError(f"{what}: num_train_timesteps is {config['num_train_timesteps']!r}, no whole number")
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in (*PREDICTIONS, "sample"):
+        raise CheckpointError(f"{what}: prediction_type is {prediction!r}, not one of {', '.join(PREDICTIONS)}")
+    try:
+        scheduler = scheduler_class.from_config(config)
+    except Exception as error:  # whatever its arithmetic leads to
+        raise CheckpointError(f"{what}: {one_line(error)}") from None
+    if not hasattr(scheduler, "init_noise_sigma"):
+        raise UsageError(f"model {name}: its scheduler is a {kind}: sd-hyena works on {SUPPORTED}")
+
+
+def read_json(path: Path, name: str, folder: str = "") -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError, which calls the file by its name after ``folder``."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"model {name}: {folder}{path.name} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"model {name}: {folder}{path.name} is not a JSON object")
+    return content
+
+
+def one_line(error: Exception) -> str:
+    """Where a library gives a reason, the short of it."""
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def _usual(key: str, component: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 from ..errors import CheckpointError, UsageError
-from ..families import UNET, VOCABULARY, Family, recognise
+from ..families import FAMILIES, UNET, VOCABULARY, Family, recognise
 from ..tensors import Tensors, open_tensors
-from .kinds import SUPPORTED, kind_of
+from .kinds import QUANTISED, SUPPORTED, kind_of
 from .ldm import VAE, ldm_names
 
 # Channels that a UNet takes in other models made from Stable Diffusion.
@@ -29,20 +30,29 @@ class Checkpoint:
     names: dict[str, str]
     family: Family
 
+    def text_prefix(self, component: str) -> str:
+        """What names of a text encoder begin with: an OpenCLIP one may be saved as transformers has it."""
+        usual = self.family.text_encoders[component]
+        other = f"{usual.removesuffix('model.')}transformer."
+        return usual if any(ldm.startswith(usual) for ldm in self.names) else other
+
     def part(self, *prefixes: str) -> dict[str, Tensor]:
         """The tensors whose names begin with one of ``prefixes``, as they are stored."""
         return {ldm: self.tensors.get(name) for ldm, name in self.names.items() if ldm.startswith(prefixes)}
 
 
-def open_checkpoint(path: Path | str, name: str) -> Checkpoint:
+def open_checkpoint(path: Path | str, name: str, whole: bool = True) -> Checkpoint:
     """Reads names and shapes, and tells the family.
 
-    Raises UsageError if the file is something else than a checkpoint with all its parts, CheckpointError if it is
-    damaged.
+    Raises UsageError if the file is something else than a checkpoint with all its parts, or unless ``whole`` with a
+    UNet in LDM's numbering; CheckpointError if it is damaged.
     """
     tensors = open_tensors(path)
     names = ldm_names(tensors)
-    kind = kind_of(names, tensors.metadata)
+    kind = kind_of(names, tensors.metadata, whole)
+    packed = (torch.int8, torch.uint8)
+    if kind is None and any(tensors.dtypes[n] in packed for ldm, n in names.items() if ldm.startswith(UNET)):
+        kind = QUANTISED
     if kind is not None:
         raise UsageError(f"model {name}: is {kind.what}: {kind.remedy}")
     shapes = {ldm: tensors.shapes[stored] for ldm, stored in names.items()}
@@ -55,14 +65,28 @@ def open_checkpoint(path: Path | str, name: str) -> Checkpoint:
         channels = dict(enumerate(shapes.get(f"{UNET}input_blocks.0.0.weight", ()))).get(1)
         what = "an unCLIP" if takes_pictures else _RELATIVES.get(channels or 0, "another")
         raise UsageError(f"model {name}: is {what} model, and sd-hyena works on {SUPPORTED}")
-    parts = {"VAE": VAE} | {c.replace("_", " "): (prefix,) for c, prefix in family.text_encoders.items()}
+    if family.text_width == FAMILIES["sdxl"].text_width and _is_pruned(family, shapes):
+        raise UsageError(f"model {name}: is a pruned SDXL, such as SSD-1B or Vega, and sd-hyena works on {SUPPORTED}")
+    checkpoint = Checkpoint(name, tensors, names, family)
+    parts = {"VAE": VAE} | {
+        c.replace("_", " "): (prefix, checkpoint.text_prefix(c)) for c, prefix in family.text_encoders.items()
+    }
     for part, prefixes in parts.items():
-        if not any(ldm.startswith(prefixes) for ldm in shapes):
+        if whole and not any(ldm.startswith(prefixes) for ldm in shapes):
             raise UsageError(
                 f"model {name}: lacks its {part} (no tensors {prefixes[0]}...): give a whole checkpoint, or a "
                 "diffusers folder with all parts"
             )
-    return Checkpoint(name, tensors, names, family)
+    return checkpoint
+
+
+def _is_pruned(family: Family, shapes: Mapping[str, Any]) -> bool:
+    """Whether the UNet has fewer transformer blocks at its deepest than SDXL's."""
+    last = family.config("unet")["transformer_layers_per_block"][-1] - 1
+    return not all(
+        any(name.startswith(f"{UNET}{block}.1.transformer_blocks.{last}.") for name in shapes)
+        for block in ("input_blocks.8", "middle_block")
+    )
 
 
 def load_single_file(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -109,12 +133,18 @@ def _weights(checkpoint: Checkpoint, component: str, config: dict[str, Any], mod
     from diffusers.loaders import single_file_utils as convert
 
     if component == "unet":
-        return convert.convert_ldm_unet_checkpoint(checkpoint.part(UNET), config)
+        part = checkpoint.part(UNET)
+        state = convert.convert_ldm_unet_checkpoint(part, config)
+        known = {id(tensor) for tensor in state.values()}  # the converter leaves out what it does not know
+        return state | {name: t for name, t in part.items() if id(t) not in known and t.numel()}
     if component == "vae":
         return convert.convert_ldm_vae_checkpoint(checkpoint.part(*VAE), config)
-    prefix = checkpoint.family.text_encoders[component]
+    prefix = checkpoint.text_prefix(component)
     state = checkpoint.part(prefix)
     if prefix.endswith(".model."):
+        projection = state.pop(f"{prefix}text_projection.weight", None)
+        if projection is not None:  # as transformers has it, and not as OpenCLIP
+            state[f"{prefix}text_projection"] = projection.T
         state = convert.convert_open_clip_checkpoint(model, state, prefix=prefix)
     else:
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
