@@ -1,8 +1,14 @@
 """Reading weights by name: every kind of file, and every kind of file that is none."""
 
+import argparse
+import collections
+import contextlib
+import datetime
 import json
 import os
+import pathlib
 import pickle
+import shutil
 import sys
 import tarfile
 import types
@@ -65,6 +71,53 @@ def test_pickles_are_read_and_their_extras_dropped(tmp_path, lightning, new):
     assert_holds_weights(open_tensors(tmp_path / "x.ckpt"), names)
 
 
+EXTRAS = {
+    "namespace": argparse.Namespace(a=1),
+    "path": pathlib.PurePosixPath("/x"),
+    "array": np.arange(3),
+    "time": datetime.datetime(2020, 1, 1),
+    "default": collections.defaultdict(int, {"a": 1}),
+    "complex": complex(1, 2),
+}
+
+
+@pytest.mark.parametrize("kind", EXTRAS)
+@pytest.mark.compatibility("Models", "`.ckpt` with any objects of its trainer", "weights are read, no code is run")
+def test_extras_of_any_kind_are_inert(kind, tmp_path):
+    torch.save(
+        {"state_dict": WEIGHTS, "hyper_parameters": EXTRAS[kind], "by": {EXTRAS[kind].__class__: 1}}, tmp_path / "x"
+    )
+    assert_holds_weights(open_tensors(tmp_path / "x"))
+
+
+def test_extras_call_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, call in enumerate((shutil.rmtree, pathlib.Path.mkdir)):
+        (tmp_path / "kept").mkdir(exist_ok=True)
+        torch.save({"state_dict": WEIGHTS, "extra": Calls(getattr(call, "__wrapped__", call))}, tmp_path / f"{number}")
+        with contextlib.suppress(CheckpointError):
+            assert_holds_weights(open_tensors(tmp_path / f"{number}"))
+        assert (tmp_path / "kept").is_dir()
+    torch.save({"state_dict": WEIGHTS, "extra": Calls(eval)}, tmp_path / "eval")
+    with pytest.raises(CheckpointError, match=r"asks to run code of its own \(eval\)"):
+        open_tensors(tmp_path / "eval")
+
+
+class Calls:
+    def __init__(self, function):
+        self.function = function
+
+    def __reduce__(self):
+        return self.function, ("kept",)
+
+
+def test_marks_beside_the_weights_are_kept(tmp_path):
+    torch.save(
+        {"state_dict": WEIGHTS, "v_pred": torch.tensor([]), "ztsnr": True, "ema": False, "step": 3}, tmp_path / "x"
+    )
+    assert set(open_tensors(tmp_path / "x")) == {*WEIGHTS, "v_pred", "ztsnr"}
+
+
 def test_headers_of_any_length_are_known_for_what_they_are(tmp_path):
     for length in range(200, 520, 8):  # 8 bytes of it are length, and one of those may be that of a pickle or a text
         save_file({"a": WEIGHTS["a"]}, tmp_path / "x", {"padding": "x" * length})
@@ -117,19 +170,19 @@ def test_variants_of_a_folder(tmp_path):
     assert_holds_weights(open_tensors(tmp_path))  # the only one
     torch.save(one, tmp_path / "diffusion_pytorch_model.bin")
     assert_holds_weights(open_tensors(tmp_path), one)
-    save_file(one, tmp_path / "diffusion_pytorch_model.non_ema.safetensors")
+    save_file(one, tmp_path / "diffusion_pytorch_model.non-ema.safetensors")
     save_file(one, tmp_path / "diffusion_pytorch_model.safetensors")
     assert {variant: path.name for variant, path in weights_in(tmp_path).items()} == {
         "": "diffusion_pytorch_model.safetensors",
         "fp16": "diffusion_pytorch_model.safetensors.index.fp16.json",
-        "non_ema": "diffusion_pytorch_model.non_ema.safetensors",
+        "non-ema": "diffusion_pytorch_model.non-ema.safetensors",
     }
-    assert_holds_weights(open_tensors(tmp_path, "non_ema"), one)
-    with pytest.raises(CheckpointError, match="no weights of variant fp32; there are plain ones, fp16, non_ema"):
+    assert_holds_weights(open_tensors(tmp_path, "non-ema"), one)
+    with pytest.raises(CheckpointError, match="no weights of variant fp32; there are plain ones, fp16, non-ema"):
         open_tensors(tmp_path, "fp32")
     for kind in ("bin", "safetensors"):
         (tmp_path / f"diffusion_pytorch_model.{kind}").unlink()
-    with pytest.raises(CheckpointError, match="several variants, none of them plain; there are fp16, non_ema"):
+    with pytest.raises(CheckpointError, match="several variants, none of them plain; there are fp16, non-ema"):
         open_tensors(tmp_path)
 
 
@@ -190,6 +243,12 @@ BAD = {
     "cut zip": (_cut(_torch, -100), "cut short or damaged"),
     "cut pickle": (_cut(_old_torch, -10), "not a readable torch file, or damaged"),
     "plain pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "not a readable torch file"),
+    "gguf": (lambda path: path.write_bytes(b"GGUF\x03" + b"\0" * 99), "is a GGUF file, which is quantised"),
+    "hdf5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 99), "is an HDF5 file"),
+    "picture": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 99), "is a picture"),
+    "7z": (lambda path: path.write_bytes(b"7z\xbc\xaf\x27\x1c" + b"\0" * 99), "is a 7z archive"),
+    "rar": (lambda path: path.write_bytes(b"Rar!\x1a\x07\x01" + b"\0" * 99), "is a RAR archive"),
+    "onnx": (lambda path: path.write_bytes(b"\x08\x07\x12\x07pytorch" + b"\0" * 99), "is an ONNX model"),
     "tar": (_tar, "tar archive"),
     "zip": (_zip, "zip archive, not weights"),
     "code": (lambda path: torch.save({"a": torch.ones(1), "b": Evil()}, path), r"run code of its own \(posix\.mkdir\)"),

@@ -246,15 +246,16 @@ def _unpickle(path: Path, mmap: bool) -> Any:
                     f"{path}: asks to run code of its own ({name}), which is never done: save its weights alone, as "
                     ".safetensors"
                 ) from None
-            inert[name] = _inert(*name.rpartition(".")[::2])
+            module, _, attribute = name.rpartition(".")
+            inert[name] = _inert(module or "builtins", attribute)
 
 
 def _is_extra(name: str) -> bool:
     """Whether a trainer may have left it: no function of Python's own, nor what torch should know how to read."""
     module, _, attribute = name.rpartition(".")
-    if module in ("builtins", "__builtin__"):
+    if not module:  # torch leaves out that of what is built in
         return isinstance(getattr(builtins, attribute, None), type)
-    return module.partition(".")[0] not in ("torch", "os", "posix", "nt", "sys", "subprocess", "")
+    return module.partition(".")[0] not in ("torch", "os", "posix", "nt", "sys", "subprocess")
 
 
 def _flatten(content: Any, prefix: str = "", depth: int = 3) -> Iterator[tuple[str, Tensor]]:

@@ -43,8 +43,22 @@ KINDS = {
     "a ControlNet": [
         ["control_model.input_hint_block.0.weight"],
         ["controlnet_cond_embedding.conv_in.weight", "conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"],
-        [f"{UNET}input_blocks.0.0.weight", "first_stage_model.x", "control_model.time_embed.0.weight"],
+        [f"{UNET}input_blocks.0.0.weight", "control_model.time_embed.0.weight"],
     ],
+    "an upscaler": [
+        ["conv_first.weight", "RRDB_trunk.0.RDB1.conv1.weight"],
+        ["params_ema.conv_first.weight"],
+        ["model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"],
+        ["layers.0.residual_group.blocks.0.attn.qkv.weight"],
+    ],
+    "a hypernetwork": [["768.0.linear.0.weight"]],
+    "a CLIP vision model": [["vision_model.encoder.layers.0.mlp.fc1.weight"], ["visual.conv1.weight"]],
+    "a TAESD, a small VAE,": [["encoder.layers.0.weight", "decoder.layers.1.weight"], ["0.weight", "3.conv.0.weight"]],
+    "a Stable Video Diffusion model": [
+        [f"{UNET}input_blocks.1.0.time_stack.in_layers.0.weight", f"{UNET}out.2.bias", "first_stage_model.x"]
+    ],
+    "a Kolors model": [["encoder_hid_proj.weight", "conv_in.weight"]],
+    "a DeepFloyd IF model": [[f"{UNET}input_blocks.0.0.weight", "encoder_proj.weight"]],
     "a T2I-Adapter": [["adapter.body.0.resnets.0.block1.weight", "adapter.conv_in.weight"]],
     "an IP-Adapter": [["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"]],
     "AnimateDiff's motion modules": [["down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"]],
@@ -71,6 +85,7 @@ KINDS = {
     "a quantised checkpoint": [
         [f"{UNET}input_blocks.1.1.proj_in.weight.absmax", "first_stage_model.x"],
         [f"{UNET}input_blocks.1.1.proj_in.scale_weight", "first_stage_model.x"],
+        [f"{UNET}input_blocks.1.1.proj_in.SCB", "first_stage_model.x"],
     ],
     "a checkpoint with a noise schedule of its own (EDM)": [["edm_mean", f"{UNET}out.2.bias", "first_stage_model.x"]],
     "a Hyena file": [["in_proj.weight", "filter_fn.implicit_filter.0.weight", "out_proj.weight"]],
@@ -102,7 +117,7 @@ def test_what_is_no_checkpoint_is_named(kind, names, file_with):
     text = str(caught.value)
     assert text.startswith(f"model {path}: is {kind}: ")
     assert "\n" not in text
-    assert any(word in text for word in ("-m", "-y", "sd-hyena works on", "float16"))
+    assert any(word in text for word in ("-m", "-y", "sd-hyena works on", "float16", "give a model that draws"))
 
 
 @pytest.mark.parametrize(("kind", "names"), [case for case in CASES if case.values[0] != "a Hyena file"])
@@ -141,6 +156,28 @@ def test_damaged_files_are_told_before_anything_is_loaded(name, tmp_path, capsys
     (tmp_path / name).write_text("<!DOCTYPE html><html>log in</html>")
     assert cli.main(["generate", "-m", str(tmp_path / name), "-p", "x", "-o", str(tmp_path)]) == 1
     assert "is a web page, not weights: download or copy it again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "the model has no name"),
+        (" ", "the model has no name"),
+        ("./demo", r"model \./demo not found"),
+        ("a/..", r"model a/\.\. not found"),
+        ("https://huggingface.co/org/thing/tree/main", "is a web address: give its hub id, org/thing, or a file"),
+        ("hf.co/org/thing", "is a web address: give its hub id, org/thing, or a file"),
+        ("https://example.org/models/1", "is a web address: download the file, and give its path"),
+        ("x" * 300, r"model 'x{57}\.\.\.': File name too long$"),
+    ],
+)
+@pytest.mark.compatibility("Models", "`-m` with a web address, or with nothing", "refused: says what to give")
+def test_names_of_nothing(name, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        locate(name)
+    assert cli.main(["generate", f"--model={name}", "-p", "x", "-o", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_files_of_nothing_known(file_with):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import diffusers
@@ -47,6 +48,12 @@ def test_the_only_variant_is_found(folder, saved_folder, caplog, no_network):
     with caplog.at_level("INFO", "sd_hyena"):
         assert_same_model(folder, saved_folder("sd15"))
     assert "plain weights are missing, those of variant fp16 are taken" in caplog.text
+
+
+@pytest.mark.parametrize("variant", ["", "non-ema"])
+def test_variants_may_have_a_dash(variant, folder, saved_folder):
+    rename(folder, "non-ema")
+    assert_same_model(folder, saved_folder("sd15"), variant)
 
 
 @pytest.mark.compatibility(
@@ -130,12 +137,17 @@ def test_code_in_folders_is_never_run(changes, folder):
         ("FluxPipeline", {"transformer": ["diffusers", "FluxTransformer2DModel"]}),
         ("StableDiffusion3Pipeline", {"transformer": ["diffusers", "SD3Transformer2DModel"]}),
         ("PixArtAlphaPipeline", {"transformer": ["diffusers", "PixArtTransformer2DModel"]}),
+        ("KolorsPipeline", {"unet": ["diffusers", "UNet2DConditionModel"]}),
         ("TextToVideoSDPipeline", {"unet": ["diffusers", "UNet3DConditionModel"]}),
     ],
 )
 @pytest.mark.compatibility("Models", "folders of SD 3, FLUX, PixArt, video models", "refused: says what is supported")
 def test_folders_of_other_models(kind, parts, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind} | parts))
+    if kind == "KolorsPipeline":
+        with pytest.raises(UsageError, match="is a KolorsPipeline: sd-hyena works on Stable Diffusion"):
+            locate(str(tmp_path))
+        return
     what = "whose UNet is a UNet3DConditionModel" if "unet" in parts else "which has no UNet"
     with pytest.raises(
         UsageError, match=rf"is a {kind}, {what}: sd-hyena works on Stable Diffusion 1\.x, 2\.x and SDXL"
@@ -191,6 +203,80 @@ def test_missing_parts_are_told(path, message, folder):
     missing = folder / path
     shutil.rmtree(missing) if missing.is_dir() else missing.unlink()
     with pytest.raises(CheckpointError, match=message):
+        locate(str(folder))
+
+
+@pytest.mark.parametrize("weights", [*WEIGHTS, "text_encoder_2/model.safetensors"])
+@pytest.mark.compatibility("Models", "folders whose weights lack a tensor, or do not fit", "refused: names the tensor")
+def test_weights_that_do_not_fit_are_told(weights, saved_folder, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(saved_folder("sdxl" if "_2" in weights else "sd15"), folder)
+    held = load_file(folder / weights)
+    key = next(key for key in held if key.endswith(("q_proj.weight", "conv_out.weight")))
+    usual = key.removeprefix("text_model.")
+    for change, message in (({}, f"lacks .*{usual}: download"), ({key: held[key][:1]}, f"another shape of .*{usual}")):
+        save_file({k: v for k, v in held.items() if k != key} | change, folder / weights, {"format": "pt"})
+        assert cli.main(["generate", "-m", str(folder), "-p", "x", "-o", str(tmp_path / "out")]) == 1
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("sd-hyena: model "))
+        assert re.search(message, line)
+
+
+def test_earlier_names_of_attention_in_a_vae_are_known(folder, saved_folder):
+    later = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    held = load_file(folder / WEIGHTS[1])
+    for new, old in later.items():
+        held = {key.replace(f".{new}.", f".{old}."): value for key, value in held.items()}
+    assert any(".proj_attn." in key for key in held)
+    save_file(held, folder / WEIGHTS[1], {"format": "pt"})
+    assert_same_model(folder, saved_folder("sd15"))
+
+
+@pytest.mark.parametrize("value", [[None, None], None], ids=["null", "absent"])
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer"])
+def test_pipelines_need_their_text_parts(part, value, folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    index.pop(part)
+    (folder / "model_index.json").write_text(json.dumps(index | ({part: value} if value else {})))
+    with pytest.raises(UsageError, match=rf"its model_index\.json names no {part}: give a whole pipeline"):
+        locate(str(folder))
+
+
+def test_sdxls_refiner_has_one_text_encoder(saved_folder, tmp_path):
+    assert locate(str(saved_folder("sdxl_refiner"))).kind == "folder"
+    shutil.copytree(saved_folder("sdxl"), tmp_path / "xl")
+    edit(tmp_path / "xl" / "model_index.json", text_encoder=[None, None])
+    with pytest.raises(UsageError, match="names no text_encoder"):
+        locate(str(tmp_path / "xl"))
+
+
+FLOW = "FlowMatchEulerDiscreteScheduler"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (None, {"num_train_timesteps": "1000"}, "scheduler_config.json cannot be used: num_train_timesteps is '1000'"),
+        (None, {"prediction_type": "foo"}, "scheduler_config.json cannot be used: prediction_type is 'foo'"),
+        (None, {"beta_schedule": "foo"}, "scheduler_config.json cannot be used: foo is not implemented"),
+        ("FooScheduler", {}, "its scheduler FooScheduler is none of diffusers' schedulers"),
+        ("UNet2DConditionModel", {}, "its scheduler UNet2DConditionModel is none of"),
+        (FLOW, {}, f"its scheduler is a {FLOW}: sd-hyena works on Stable Diffusion"),
+    ],
+)
+@pytest.mark.compatibility("Models", "folders with a scheduler of another kind", "refused: names the file")
+def test_schedulers_that_cannot_be_used_are_told(kind, changes, message, folder):
+    edit(folder / "scheduler/scheduler_config.json", **changes)
+    if kind:
+        edit(folder / "model_index.json", scheduler=["diffusers", kind])
+    with pytest.raises((CheckpointError, UsageError), match=message):
+        locate(str(folder))
+
+
+def test_a_broken_tokenizer_is_told_and_the_index_alone_is_not_the_folder(folder):
+    with pytest.raises(UsageError, match=rf"give the folder, {re.escape(str(folder))}$"):
+        locate(str(folder / "model_index.json"))
+    (folder / "tokenizer/tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer/tokenizer\.json cannot be read"):
         locate(str(folder))
 
 

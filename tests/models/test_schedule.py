@@ -44,9 +44,10 @@ def marked(thin_model, tmp_path):
         ((), {"modelspec.prediction_type": "v"}, (V, False)),
         ((), {"modelspec.prediction_type": "epsilon"}, (EPSILON, False)),
         ((), {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, (V, True)),
+        ((), {"ss_v_parameterization": "1"}, (V, False)),
         ((), {"ss_v_parameterization": "False", "ss_zero_terminal_snr": "False"}, (EPSILON, False)),
     ],
-    ids=["none", "v_pred", "ztsnr", "modelspec v", "modelspec epsilon", "kohya", "kohya, neither"],
+    ids=["none", "v_pred", "ztsnr", "modelspec v", "modelspec epsilon", "kohya", "kohya 1", "kohya, neither"],
 )
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_marks_in_files_are_read(name, tensors, metadata, expected, marked, caplog):
@@ -70,6 +71,23 @@ def test_marks_in_files_are_read(name, tensors, metadata, expected, marked, capl
 @pytest.mark.compatibility("Models", "marks of v-prediction and zero terminal SNR in single files", "obeyed, and said")
 def test_marked_files_load_with_their_schedule(name, marked):
     assert schedule(load_pipeline(locate(marked(name, ("v_pred", "ztsnr"))))) == (V, True)
+
+
+@pytest.mark.parametrize(("value", "expected"), [('"v"', V), ("v", V), ('"eps"', EPSILON)])
+@pytest.mark.compatibility("Models", "a `.yaml` of LDM beside a single file", "its v-prediction is obeyed, and said")
+def test_a_configuration_beside_the_file_is_read(value, expected, marked, tmp_path):
+    path = marked("sd15")
+    (tmp_path / "x.yaml").write_text(f"model:\n  params:\n    parameterization: {value}\n    linear_start: 0.00085\n")
+    assert schedule(load_pipeline(locate(path)))[0] == expected
+
+
+def test_only_marks_that_are_obeyed_are_told(marked, caplog):
+    with caplog.at_level(logging.INFO, "sd_hyena"):
+        pipe = SimpleNamespace(scheduler=diffusers.PNDMScheduler())
+        set_schedule(pipe, "x", ModelChoices(prediction_type=EPSILON, zero_snr="on"), Marked(V, False))
+    assert [record.getMessage() for record in caplog.records] == [
+        "model x: its PNDMScheduler knows no rescale_betas_zero_snr: DDIM takes its place"
+    ]
 
 
 @pytest.mark.parametrize(("spread", "expected"), [(0.01, EPSILON), (0.2, V)])

@@ -118,6 +118,59 @@ def test_pickles(rewrite, thin_model):
     assert_holds(load_pipeline(locate(rewrite("sd15", dict, "x.ckpt"))), thin_model("sd15").states)
 
 
+@pytest.mark.parametrize("keys", [("model",), ("ema",), ("module", "state_dict"), ("state_dict", "model")], ids=str)
+@pytest.mark.compatibility("Models", "weights under any key of a `.ckpt`, or with a prefix", "work")
+def test_weights_under_any_key_or_prefix(keys, thin_model, tmp_path):
+    content = load_file(thin_model("sd15").path)
+    save_file({f"{keys[0]}.{name}": value for name, value in content.items()}, tmp_path / "x.safetensors")
+    for key in reversed(keys):
+        content = {key: content}
+    torch.save(content | {"epoch": 3}, tmp_path / "x.ckpt")
+    for file in ("x.ckpt", "x.safetensors"):
+        assert_holds(load_pipeline(locate(str(tmp_path / file))), thin_model("sd15").states)
+
+
+def test_averaged_weights_may_keep_their_dots(rewrite, thin_model):
+    path = rewrite(
+        "sd15",
+        lambda t: {f"model_ema.{k.removeprefix('model.')}" if k.startswith(UNET) else k: v for k, v in t.items()},
+    )
+    assert_holds(load_pipeline(locate(path)), thin_model("sd15").states)
+
+
+def test_what_is_left_of_companions_is_passed_over(rewrite, thin_model):
+    stray = {"lora_unet_x.alpha": torch.ones(1), "control_model.time_embed.0.weight": torch.ones(1)}
+    path = rewrite("sd15", lambda tensors: tensors | stray, "no suffix")
+    assert_holds(load_pipeline(locate(path)), thin_model("sd15").states)
+
+
+def test_text_encoders_as_transformers_saves_them(rewrite, thin_model):
+    key = "conditioner.embedders.1.model.text_projection"
+    turned = rewrite(
+        "sdxl", lambda t: {k: v for k, v in t.items() if k != key} | {f"{key}.weight": t[key].T.contiguous()}
+    )
+    assert_holds(load_pipeline(locate(turned)), thin_model("sdxl").states)
+    text = {
+        f"{CLIP}text_model.{key.removeprefix('text_model.')}": value
+        for key, value in thin_model("sd21").states["text_encoder"].items()
+    }
+    named = rewrite("sd21", lambda tensors: without("cond_stage_model.")(tensors) | text)
+    assert_holds(load_pipeline(locate(named)), thin_model("sd21").states)
+
+
+NOISE = ("train", "-t", "IN01", "--data", "noise", "-n", 1, "-W", 64, "-H", 64, "-b", 2, "-s", 0, "-d", 1)
+
+
+def test_layers_alone_need_a_unet_alone(rewrite, tmp_path, capsys):
+    path = rewrite("sd15", without("first_stage_model.", "cond_stage_model."))
+    assert cli.main(["targets", "-m", path, "--json"]) == 0
+    out = ["-o", tmp_path / "out", "-l", tmp_path / "log", "--device", "cpu"]
+    assert cli.main([str(word) for word in (*NOISE, "-m", path, *out)]) == 0
+    capsys.readouterr()
+    assert draw(path, tmp_path / "pictures") == 2
+    assert "is a UNet alone" in capsys.readouterr().err
+
+
 def test_text_encoders_with_older_and_newer_names(rewrite, thin_model):
     old = rewrite("sd15", lambda tensors: {k.replace(f"{CLIP}text_model.", CLIP): v for k, v in tensors.items()})
     assert_holds(load_pipeline(locate(old)), thin_model("sd15").states)
@@ -145,10 +198,29 @@ def without(*prefixes):
             lambda t: t | {f"{UNET}input_blocks.1.1.lora.weight": torch.ones(1)},
             r"its unet has, unlike others, down_blocks\.0\.attentions\.0\.lora",
         ),
+        ("sd15", lambda t: t | {f"{UNET}extra.weight": torch.ones(1)}, "its unet has, unlike others, .*extra"),
+        ("sdxl", without(f"{UNET}middle_block.1."), "is a pruned SDXL"),
+        (
+            "sd15",
+            lambda t: t | {f"{UNET}out.2.weight": t[f"{UNET}out.2.weight"].to(torch.int8)},
+            "is a quantised checkpoint",
+        ),
         ("sd15", lambda t: t | {f"{UNET}input_blocks.0.0.weight": torch.ones(8, 8, 3, 3)}, "InstructPix2Pix"),
         ("sd21", lambda t: t | {f"{UNET}label_emb.0.0.weight": torch.ones(1)}, "is an unCLIP model"),
     ],
-    ids=["VAE", "text encoder", "second text encoder", "tensors", "shape", "more tensors", "relative", "unCLIP"],
+    ids=[
+        "VAE",
+        "text encoder",
+        "second text encoder",
+        "tensors",
+        "shape",
+        "more tensors",
+        "unknown tensors",
+        "pruned",
+        "bytes",
+        "relative",
+        "unCLIP",
+    ],
 )
 @pytest.mark.compatibility(
     "Models", "files without a VAE, a text encoder or some tensors", "refused: says what is missing"

@@ -64,7 +64,7 @@ def check_scheduler(folder: Path, kind: str | None, name: str) -> None:
 
     config = read_json(folder / "scheduler" / "scheduler_config.json", name, "scheduler/")
     what = f"model {name}: scheduler/scheduler_config.json cannot be used"
-    scheduler_class: Any = getattr(diffusers, str(kind), None)
+    scheduler_class = getattr(diffusers, str(kind), None)
     if not isinstance(scheduler_class, type) or not issubclass(scheduler_class, diffusers.SchedulerMixin):
         raise UsageError(f"model {name}: its scheduler {kind} is none of diffusers' schedulers")
     if type(config.get("num_train_timesteps", 1000)) is not int:
@@ -73,7 +73,7 @@ def check_scheduler(folder: Path, kind: str | None, name: str) -> None:
     if prediction not in (*PREDICTIONS, "sample"):
         raise CheckpointError(f"{what}: prediction_type is {prediction!r}, not one of {', '.join(PREDICTIONS)}")
     try:
-        scheduler = scheduler_class.from_config(config)
+        scheduler = getattr(diffusers, str(kind)).from_config(config)
     except Exception as error:  # whatever its arithmetic leads to
         raise CheckpointError(f"{what}: {one_line(error)}") from None
     if not hasattr(scheduler, "init_noise_sigma"):
