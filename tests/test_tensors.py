@@ -77,16 +77,27 @@ EXTRAS = {
     "array": np.arange(3),
     "time": datetime.datetime(2020, 1, 1),
     "default": collections.defaultdict(int, {"a": 1}),
+    "mapping": type("AttributeDict", (dict,), {"__module__": "trainer"})(a=1),
+    "list": type("ListConfig", (list,), {"__module__": "trainer"})([1, 2]),
     "complex": complex(1, 2),
 }
 
 
 @pytest.mark.parametrize("kind", EXTRAS)
 @pytest.mark.compatibility("Models", "`.ckpt` with any objects of its trainer", "weights are read, no code is run")
-def test_extras_of_any_kind_are_inert(kind, tmp_path):
+def test_extras_of_any_kind_are_inert(kind, tmp_path, monkeypatch):
+    trainer = types.ModuleType("trainer")
+    trainer.AttributeDict, trainer.ListConfig = (EXTRAS[extra].__class__ for extra in ("mapping", "list"))
+    monkeypatch.setitem(sys.modules, "trainer", trainer)
     torch.save(
         {"state_dict": WEIGHTS, "hyper_parameters": EXTRAS[kind], "by": {EXTRAS[kind].__class__: 1}}, tmp_path / "x"
     )
+    monkeypatch.delitem(sys.modules, "trainer")
+    assert_holds_weights(open_tensors(tmp_path / "x"))
+
+
+def test_weights_in_a_trainers_kind_of_mapping_are_read(tmp_path):
+    torch.save({"state_dict": collections.defaultdict(int, WEIGHTS)}, tmp_path / "x")
     assert_holds_weights(open_tensors(tmp_path / "x"))
 
 

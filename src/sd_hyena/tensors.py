@@ -11,6 +11,7 @@ import re
 import struct
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_MANY = 64  # kinds of objects that trainers left in a pickle beside the weights
+_MANY = 64  # times that a pickle is tried with one more kind of object, which a trainer left beside the weights
 # Files that are renamed or saved by mistake, by their first bytes.
 _OTHERS = {
     b"GGUF": "a GGUF file, which is quantised",
@@ -228,7 +229,9 @@ def _open_pickle(path: Path, mmap: bool) -> Tensors:
 def _unpickle(path: Path, mmap: bool) -> Any:
     """What torch's own restricted unpickler makes of it, with inert objects for the classes that it does not know."""
     inert: dict[str, type] = {}
+    tries = 0
     while True:
+        tries += 1
         try:
             with torch.serialization.safe_globals(list(inert.values())), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -238,10 +241,15 @@ def _unpickle(path: Path, mmap: bool) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except Exception as error:  # the unpickler raises what its reading of the bytes leads to
             asks_for = re.search(r"GLOBAL ([\w.]+)", str(error))
+            fills = re.search(r"Can only (\w+) .*but got <class '([\w.]+)'>", str(error))
+            if fills and fills[2] in inert and tries < _MANY:  # a kind of mapping or list: plain ones are made instead
+                module, _, attribute = fills[2].rpartition(".")
+                inert[fills[2]] = _inert(module, attribute, OrderedDict if "SETITEM" in fills[1] else list)
+                continue
             if asks_for is None:
                 raise CheckpointError(f"{path}: not a readable torch file, or damaged: {_AGAIN}") from None
             name = asks_for[1]
-            if name in inert or len(inert) >= _MANY or not _is_extra(name):
+            if name in inert or tries >= _MANY or not _is_extra(name):
                 raise CheckpointError(
                     f"{path}: asks to run code of its own ({name}), which is never done: save its weights alone, as "
                     ".safetensors"
@@ -266,15 +274,15 @@ def _flatten(content: Any, prefix: str = "", depth: int = 3) -> Iterator[tuple[s
             yield from _flatten(value, f"{prefix}{name}.", depth - 1)
 
 
-def _inert(module: str, name: str) -> type:
-    """A class that passes for another by its name, takes any arguments, and does nothing but hold items."""
+def _inert(module: str, name: str, made: type = object) -> type:
+    """A class that passes for another by its name, takes any arguments, and does nothing: calls make plain objects, or
+    empty ones of ``made``."""
 
     def new(cls: type, *args: Any) -> Any:
-        return dict.__new__(cls)
+        return object.__new__(cls) if made is object else made()
 
     does_nothing = {"__init__": lambda self, *args: None, "__setstate__": lambda self, state: None}
-    like_objects = {"__hash__": object.__hash__, "__eq__": object.__eq__}
-    return type(name, (dict,), {"__module__": module, "__new__": new} | does_nothing | like_objects)
+    return type(name, (), {"__module__": module, "__new__": new} | does_nothing)
 
 
 def _line(error: Exception) -> str:

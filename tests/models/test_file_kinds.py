@@ -167,7 +167,7 @@ def test_damaged_files_are_told_before_anything_is_loaded(name, tmp_path, capsys
         ("a/..", r"model a/\.\. not found"),
         ("https://huggingface.co/org/thing/tree/main", "is a web address: give its hub id, org/thing, or a file"),
         ("hf.co/org/thing", "is a web address: give its hub id, org/thing, or a file"),
-        ("https://example.org/models/1", "is a web address: download the file, and give its path"),
+        ("https://example.org/models/1", "is an address: download the file, and give its path"),
         ("x" * 300, r"model 'x{57}\.\.\.': File name too long$"),
     ],
 )

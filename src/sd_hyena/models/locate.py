@@ -65,7 +65,7 @@ def locate(name: str, variant: str = "", whole: bool = True) -> ModelSource:
     if page:
         raise UsageError(f"model {name}: is a web address: give its hub id, {page[4]}, or a file that you downloaded")
     if "://" in name:
-        raise UsageError(f"model {name}: is a web address: download the file, and give its path")
+        raise UsageError(f"model {name}: is an address: download the file, and give its path")
     if path.suffix.lower() in _SINGLE_FILE or not _HUB_ID.fullmatch(name) or len(name) > 96:
         raise UsageError(
             f"model {name} not found: give demo, a diffusers folder, a .safetensors or .ckpt file, or a hub id"
