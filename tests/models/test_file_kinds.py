@@ -53,7 +53,7 @@ KINDS = {
     ],
     "a hypernetwork": [["768.0.linear.0.weight"]],
     "a CLIP vision model": [["vision_model.encoder.layers.0.mlp.fc1.weight"], ["visual.conv1.weight"]],
-    "a TAESD, a small VAE,": [["encoder.layers.0.weight", "decoder.layers.1.weight"], ["0.weight", "3.conv.0.weight"]],
+    "a small VAE (TAESD)": [["encoder.layers.0.weight", "decoder.layers.1.weight"], ["0.weight", "3.conv.0.weight"]],
     "a Stable Video Diffusion model": [
         [f"{UNET}input_blocks.1.0.time_stack.in_layers.0.weight", f"{UNET}out.2.bias", "first_stage_model.x"]
     ],

@@ -56,7 +56,7 @@ COMPANIONS = (
     ),
     _kind("a hypernetwork", _BASE, r"\d+\.(\d+\.)?linear\.\d"),
     _kind("a CLIP vision model", _BASE, r"(vision_model|visual)\."),
-    _kind("a TAESD, a small VAE,", _BASE, r"(taesd_)?(en|de)coder\.layers\.\d|\d+\.((weight|bias)$|conv\.\d)"),
+    _kind("a small VAE (TAESD)", _BASE, r"(taesd_)?(en|de)coder\.layers\.\d|\d+\.((weight|bias)$|conv\.\d)"),
 )
 QUANTISED = _kind(
     "a quantised checkpoint",
