@@ -215,8 +215,9 @@ def test_state_dicts_that_cannot_be_used(unet, files):
 def test_configs_that_are_none(unet, files):
     tensors, config = load_file(files["a"]), metadata(files["a"])
     for given in (json.dumps(config), files["a"], [config], 3, ""):
-        with pytest.raises(UsageError, match=r"config must be a dict, as sd_hyena\.hyena_config returns it"):
+        with pytest.raises(UsageError, match=r"config must be a dict, as sd_hyena\.hyena_config returns it") as error:
             sd_hyena.load_hyena(unet, tensors, config=given)
+        assert len(str(error.value)) < 150
     with pytest.raises(UsageError, match=r"config holds what no config\.json can: "):
         sd_hyena.load_hyena(unet, tensors, config=config | {"layers": {"IN01": {"config": object()}}})
     with pytest.raises(CheckpointError, match="the metadata's entry for layer '3' is malformed"):
@@ -292,6 +293,8 @@ def test_sources_that_are_none(unet, files, caplog, tmp_path, monkeypatch):
         sd_hyena.load_hyena(unet, files["a"], subfolder=3)
     sd_hyena.load_hyena(unet, files["a"], subfolder="high", revision="v1")
     assert "a.safetensors: is a file, so there is no subfolder to choose: high is ignored" in caplog.text
+    sd_hyena.load_hyena(unet, load_file(files["a"]), config=metadata(files["a"]), subfolder="high")
+    assert "a state dict has no revision and no subfolder to choose" in caplog.text
     assert "a.safetensors: is on this machine, so there is no revision to choose: v1 is ignored" in caplog.text
 
 

@@ -93,6 +93,8 @@ def load_hyena(
         raise UsageError(f"scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
     unet = patch.get_unet(pipe_or_unet)
     if isinstance(source, Mapping):
+        if revision or subfolder:
+            logger.warning("a state dict has no revision and no subfolder to choose: they are ignored")
         file = checkpoint.from_state_dict(source, config)
     elif config is not None:
         raise UsageError(f"{source}: brings its own config: config= goes with a state dict")

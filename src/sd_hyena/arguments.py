@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,5 +39,6 @@ def given_words(value: Any, what: str) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """A wrong argument in a message: short things as they are, others by their type."""
-    return repr(value) if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
+    """A wrong argument in a message: text, shortened, and numbers as they are, others by their type."""
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return reprlib.repr(value) if plain else type(value).__name__

@@ -35,7 +35,8 @@ def hyena_path(
     if not isinstance(subfolder or "", str | os.PathLike):
         raise UsageError(f"subfolder must be a folder's name, got {shown(subfolder)}")
     path = given_path(name, "the name of a Hyena file")
-    file = path if os.path.isfile(path) else STUDENT_FILE if str(name) == STUDENT else None  # takes any name
+    # Unlike Path's own methods, these of os.path take any name.
+    file = path if os.path.isfile(path) else STUDENT_FILE if str(name) == STUDENT else None
     if revision and (file or os.path.exists(path)):
         logger.warning("%s: is on this machine, so there is no revision to choose: %s is ignored", name, revision)
     if subfolder and file:
