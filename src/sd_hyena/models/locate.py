@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
+from ..arguments import given_path
 from ..errors import UsageError
 from ..families import DEMO, DEMO_DIR, FAMILIES, Family
 from .folders import check_folder
@@ -40,7 +39,7 @@ def locate(name: str, variant: str = "") -> ModelSource:
     Raises UsageError if it is neither the bundled model, something on disk, nor shaped like a hub id, or if what is
     there is something else than a model that can be used; CheckpointError for a file or folder that is damaged.
     """
-    path = DEMO_DIR if name == DEMO else Path(os.path.expanduser(name))
+    path = DEMO_DIR if name == DEMO else given_path(name, "the name of a model")
     if path.is_dir():
         return ModelSource(name, "folder", str(path), check_folder(path, name, variant))
     if path.is_file():
