@@ -6,11 +6,17 @@ PROMPT=${PROMPT:-"a fox on the left, brick wall"}
 last=$(printf %05d "$STEPS")
 
 # A sweep, as in 2024: attention (the empty entry), one layer, then two stacked, then all that stage 2 taught.
-one="$OUT/noise/IN01/Hyena-$last.safetensors" two="$OUT/noise/OUT11/Hyena-$last.safetensors"
+layers=("$OUT"/noise/*/Hyena-"$last".safetensors)
+one=${layers[0]} two=${layers[${#layers[@]} - 1]} # the first and the last that were taught from noise
 sd-hyena generate -m "$MODEL" -y ",$one,$one+$two,$OUT/together/Hyena-$last.safetensors" -p "$PROMPT" -q "" \
     -W "$SIZE" -H "$SIZE" -n "$COUNT" -s "$DRAW" -c 7 -k 7 -f "{h}_{n:03d}" --grid -o "$OUT/pictures"
 
-# One file of all layers that were taught one by one, and the same measured against the model's own attention.
-sd-hyena merge "$OUT"/noise/*/Hyena-"$last".safetensors -o "$OUT/noise.safetensors"
+# One file of all layers that were taught one by one, and the same measured against the model's own attention. The bundled
+# model has held-out prompts; of others, PROMPTS is a file of them, one a line, or else it is the one above.
+if [ "$MODEL" != demo ] && [ -z "${PROMPTS:-}" ]; then
+    PROMPTS="$OUT/prompt.txt"
+    printf '%s\n' "$PROMPT" >"$PROMPTS"
+fi
+sd-hyena merge "${layers[@]}" -o "$OUT/noise.safetensors"
 sd-hyena evaluate -m "$MODEL" -y "$OUT/noise.safetensors,$OUT/together/Hyena-$last.safetensors" \
-    -W "$SIZE" -H "$SIZE" -s "$DRAW" -n "$COUNT" -o "$OUT/evaluation"
+    ${PROMPTS:+--prompts "$PROMPTS"} -W "$SIZE" -H "$SIZE" -s "$DRAW" -n "$COUNT" -o "$OUT/evaluation"

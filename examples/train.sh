@@ -4,8 +4,12 @@
 set -euo pipefail
 MODEL=${MODEL:-demo} OUT=${OUT:-out} SIZE=${SIZE:-256} STEPS=${STEPS:-160} BATCH=${BATCH:-16}
 
+# The finest layers, which each family of models has elsewhere, unless LAYERS names others.
+high='import json, sys; print(*(t["name"] for t in json.load(sys.stdin)["targets"] if "high" in t["groups"]))'
+LAYERS=${LAYERS:-$(sd-hyena targets -m "$MODEL" --json | python -c "$high")}
+
 # As in 2024: one layer after another, from noise. It reads the layer's weights alone and draws nothing.
-for layer in ${LAYERS:-IN01 IN02 OUT09 OUT10 OUT11}; do
+for layer in $LAYERS; do
     sd-hyena train -m "$MODEL" -t $layer --data noise --operator causal --init random \
         -n "$STEPS" -b "$BATCH" -W "$SIZE" -H "$SIZE" -d 1 -s 0 -l "$OUT/logs" -o "$OUT/noise/$layer"
 done

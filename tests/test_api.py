@@ -212,6 +212,92 @@ def test_state_dicts_that_cannot_be_used(unet, files):
     assert not patch.attached(unet)
 
 
+def test_configs_that_are_none(unet, files):
+    tensors, config = load_file(files["a"]), metadata(files["a"])
+    for given in (json.dumps(config), files["a"], [config], 3, ""):
+        with pytest.raises(UsageError, match=r"config must be a dict, as sd_hyena\.hyena_config returns it") as error:
+            sd_hyena.load_hyena(unet, tensors, config=given)
+        assert len(str(error.value)) < 150
+    with pytest.raises(UsageError, match=r"config holds what no config\.json can: "):
+        sd_hyena.load_hyena(unet, tensors, config=config | {"layers": {"IN01": {"config": object()}}})
+    with pytest.raises(CheckpointError, match="the metadata's entry for layer '3' is malformed"):
+        sd_hyena.load_hyena(unet, tensors, config=config | {"layers": {3: {"config": {}}}})
+    with pytest.raises(CheckpointError, match="the state dict: 3 is not the name of a tensor"):
+        sd_hyena.load_hyena(unet, tensors | {3: torch.zeros(1)}, config=config)
+    assert not patch.attached(unet)
+
+
+@pytest.mark.compatibility("Hyena files", "targets as a list, a set, a dict or a generator of names", "works")
+def test_targets_may_be_any_names(unet, files):
+    assert sd_hyena.load_hyena(unet, files["a"], targets=["OUT11"]) == ["OUT11"]
+    assert sd_hyena.load_hyena(unet, files["a"], targets=("in01", "OUT11")) == ["IN01", "OUT11"]
+    sd_hyena.set_hyena_enabled(unet, False, ["IN01"])
+    sd_hyena.set_hyena_enabled(unet, False, [])
+    assert [layer.enabled for layer in sd_hyena.attached(unet).values()] == [False, True]
+    sd_hyena.set_hyena_enabled(unet, True, (name for name in ["IN01"]))
+    with pytest.raises(UsageError, match="no Hyena layer at IN02"):
+        sd_hyena.set_hyena_enabled(unet, False, ["IN01", "IN02"])
+    sd_hyena.unload_hyena(unet, [])
+    assert list(sd_hyena.attached(unet)) == ["IN01", "OUT11"]
+    sd_hyena.unload_hyena(unet, {"IN01"})
+    sd_hyena.unload_hyena(unet, sd_hyena.attached(unet))
+    assert not sd_hyena.attached(unet)
+    with pytest.raises(UsageError, match=r"a\.safetensors: targets names no layer"):
+        sd_hyena.load_hyena(unet, files["a"], targets=[])
+    for wrong, shown in ((3, "3"), ([None], "None"), (b"IN01", "73"), ([["IN01"]], "list")):
+        for call in (sd_hyena.load_hyena, sd_hyena.set_hyena_enabled, sd_hyena.unload_hyena):
+            given = {"load_hyena": (files["a"],), "set_hyena_enabled": (True,)}.get(call.__name__, ())
+            with pytest.raises(UsageError, match=f"^targets must be text or a list of texts, got {shown}$"):
+                call(unet, *given, targets=wrong)
+
+
+def test_unloading_twice_is_no_error(unet, files, caplog):
+    sd_hyena.load_hyena(unet, files["a"])
+    for targets in ("OUT11", "OUT11", "OUT03", "high", "all", None, None):
+        sd_hyena.unload_hyena(unet, targets)
+    assert not sd_hyena.attached(unet)
+    assert not caplog.records
+    with pytest.raises(UsageError, match="no self-attention layer IN03"):
+        sd_hyena.unload_hyena(unet, "IN03")
+
+
+@pytest.mark.parametrize("enabled", ["no", "IN01", None, 0, 1, ["IN01"]])
+def test_switches_take_true_and_false_alone(unet, files, enabled):
+    sd_hyena.load_hyena(unet, files["a"])
+    before = [layer.enabled for layer in sd_hyena.attached(unet).values()]
+    order = r"set_hyena_enabled\(pipe, enabled, targets\): enabled must be True or False, got"
+    for more in ((), (False,)):
+        with pytest.raises(UsageError, match=order):
+            sd_hyena.set_hyena_enabled(unet, enabled, *more)
+    assert [layer.enabled for layer in sd_hyena.attached(unet).values()] == before
+
+
+def test_sources_that_are_none(unet, files, caplog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for source in (None, 3, [files["a"], files["b"]], torch.nn.Linear(1, 1), b"a.safetensors"):
+        for load in (lambda source=source: sd_hyena.load_hyena(unet, source), lambda: sd_hyena.load_operator(None)):
+            with pytest.raises(UsageError, match="layers are named by one file, folder or hub id, or given as a state"):
+                load()
+    for path in ("", None, 3):
+        said = "is empty: name one" if path == "" else f"must be a path, got {path}"
+        for save in (sd_hyena.save_hyena, sd_hyena.save_pretrained):
+            sd_hyena.load_hyena(unet, files["a"])
+            with pytest.raises(UsageError, match=said):
+                save(unet, path)
+    with pytest.raises(UsageError, match="the name of a Hyena file is empty"):
+        sd_hyena.load_hyena(unet, "")
+    assert not list(tmp_path.iterdir())
+    sd_hyena.load_hyena(unet, files["a"], subfolder=None)
+    assert not caplog.records
+    with pytest.raises(UsageError, match="subfolder must be a folder's name, got 3"):
+        sd_hyena.load_hyena(unet, files["a"], subfolder=3)
+    sd_hyena.load_hyena(unet, files["a"], subfolder="high", revision="v1")
+    assert "a.safetensors: is a file, so there is no subfolder to choose: high is ignored" in caplog.text
+    sd_hyena.load_hyena(unet, load_file(files["a"]), config=metadata(files["a"]), subfolder="high")
+    assert "a state dict has no revision and no subfolder to choose" in caplog.text
+    assert "a.safetensors: is on this machine, so there is no revision to choose: v1 is ignored" in caplog.text
+
+
 def test_every_layer_keeps_the_record_of_its_file(unet, files, tmp_path):
     sd_hyena.load_hyena(unet, files["a"])
     sd_hyena.load_hyena(unet, files["b"], "M00")

@@ -9,6 +9,7 @@ import sd_hyena
 
 ROOT = Path(sd_hyena.__file__).parent
 LAYER = {
+    "arguments": 0,
     "config": 0,
     "errors": 0,
     "files": 0,
@@ -67,7 +68,7 @@ DIFFUSERS_USERS = {
 }
 
 
-FOUNDATIONS = {"errors", "settings", "texts"}  # below even what needs no torch
+FOUNDATIONS = {"arguments", "errors", "settings", "texts"}  # below even what needs no torch
 
 
 def imports(path):

@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import checkpoint, fingerprint, patch
+from .arguments import given_words, shown
 from .config import SCALINGS
-from .errors import CheckpointError, UsageError
+from .errors import UsageError
 from .hyena_file import HyenaFile, Origin, gather
 from .targets import Target, check_fit, find_targets, select
 
@@ -61,12 +62,12 @@ def attached(pipe_or_unet: Any) -> AttachedLayers:
 def load_hyena(
     pipe_or_unet: Any,
     source: Path | str | Mapping[str, Tensor],
-    targets: str | None = None,
+    targets: str | Iterable[str] | None = None,
     scaling: str | None = None,
     *,
     config: Mapping[str, Any] | None = None,
     revision: str | None = None,
-    subfolder: str = "",
+    subfolder: str | None = "",
     token: str | bool | None = None,
 ) -> list[str]:
     """Replaces self-attention layers by the operators in a Hyena file; returns the replaced layers' names.
@@ -75,8 +76,8 @@ def load_hyena(
         source: a file written by sd-hyena, or by the 2024 original; a folder or hub id (``user/name``) that
             ``save_pretrained`` or ``push_to_hub`` wrote; or a state dict, as :func:`hyena_state_dict` returns it or
             as it is in a file.
-        targets: which of the file's layers to use: names, a comma list, ``high`` or ``all``; everything
-            the file holds unless given. A file that does not name its layer needs exactly one name.
+        targets: which of the file's layers to use: names, as a comma list or any iterable, ``high`` or ``all``;
+            everything the file holds unless given. A file that does not name its layer needs exactly one name.
         scaling: ``extend`` or ``stretch``, overriding how the file says its blocks grow with larger images.
         config: of a state dict: what :func:`hyena_config` returns, or a folder's config.json or a file's metadata
             says. State dicts of the 2024 program need none.
@@ -92,7 +93,9 @@ def load_hyena(
         raise UsageError(f"scaling must be one of {', '.join(SCALINGS)}, got {scaling!r}")
     unet = patch.get_unet(pipe_or_unet)
     if isinstance(source, Mapping):
-        file = _from_state_dict(source, config or {})
+        if revision or subfolder:
+            logger.warning("a state dict has no revision and no subfolder to choose: they are ignored")
+        file = checkpoint.from_state_dict(source, config)
     elif config is not None:
         raise UsageError(f"{source}: brings its own config: config= goes with a state dict")
     else:
@@ -130,20 +133,7 @@ def _warn_of_other_teachers(unet: nn.Module, file: HyenaFile, chosen: Iterable[s
             )
 
 
-def _from_state_dict(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> HyenaFile:
-    for key, value in tensors.items():
-        if not isinstance(value, Tensor) or value.is_meta:
-            kind = "on the meta device" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
-            raise CheckpointError(f"the state dict: {key} is {kind}, not a tensor with values")
-    if not config and any(key.startswith("layers.") for key in tensors):
-        raise UsageError(
-            "a state dict says nothing about its operators: give config=, which is what sd_hyena.hyena_config returns, "
-            "or what the folder's config.json or the file's metadata says"
-        )
-    return checkpoint.parse("the state dict", config, dict(tensors))
-
-
-def choose_layers(unet: nn.Module, file: HyenaFile, targets: str | None) -> dict[str, str]:
+def choose_layers(unet: nn.Module, file: HyenaFile, targets: str | Iterable[str] | None) -> dict[str, str]:
     """Which of a file's layers go where: stored name -> target name. Needs no weights, in ``unet`` or of it.
 
     Raises UsageError if the choice makes no sense for this file, or a layer does not fit this UNet.
@@ -165,46 +155,61 @@ def choose_layers(unet: nn.Module, file: HyenaFile, targets: str | None) -> dict
     return chosen
 
 
-def _choose(available: dict[str, Target], file: HyenaFile, targets: str | None) -> dict[str, str]:
+def _choose(available: dict[str, Target], file: HyenaFile, targets: Any) -> dict[str, str]:
+    words = None if targets is None else given_words(targets, "targets")
+    if words == []:
+        raise UsageError(f"{file.label}: targets names no layer: leave it out for all that the file holds")
     if "" in file.layers:
-        if targets is None:
+        if words is None:
             raise UsageError(f"{file.label}: does not say which layer it holds: name it with a target such as IN01")
-        names = [t.name for t in select(available, targets)]
+        names = _names(available, words)
         if len(names) != 1:
-            raise UsageError(f"{file.label}: holds one layer, but target {targets!r} selects {len(names)}")
+            raise UsageError(f"{file.label}: holds one layer, but target {','.join(words)!r} selects {len(names)}")
         return {"": names[0]}
-    if targets is None:
+    if words is None:
         return {name: name for name in file.layers}
-    wanted = [t.name for t in select(available, targets)]
-    group = any(word.strip().lower() in ("all", "high") for word in targets.split(","))
+    wanted = _names(available, words)
+    group = any(word.strip().lower() in ("all", "high") for word in words)
     missing = [name for name in wanted if name not in file.layers]
     if (missing and not group) or len(missing) == len(wanted):
         raise UsageError(f"{file.label}: holds no layer {missing[0]}; it has {', '.join(file.layers)}")
     return {name: name for name in wanted if name in file.layers}
 
 
-def unload_hyena(pipe_or_unet: Any, targets: str | None = None) -> None:
-    """Gives the original attention back, everywhere or at ``targets``; outputs are again bit-identical."""
+def _names(available: dict[str, Target], words: list[str]) -> list[str]:
+    return [target.name for target in select(available, ",".join(words))] if words else []
+
+
+def unload_hyena(pipe_or_unet: Any, targets: str | Iterable[str] | None = None) -> None:
+    """Gives the original attention back, everywhere or at ``targets``; outputs are again bit-identical.
+
+    Layers of this UNet that have no operator are as they should be already: doing it twice is no error. Raises
+    UsageError for names that this UNet does not have.
+    """
     unet = patch.get_unet(pipe_or_unet)
-    patch.detach(unet, None if targets is None else [t.name for t in select(find_targets(unet), targets)])
+    patch.detach(unet, None if targets is None else _names(find_targets(unet), given_words(targets, "targets")))
 
 
-def set_hyena_enabled(pipe_or_unet: Any, enabled: bool, targets: str | None = None) -> None:
+def set_hyena_enabled(pipe_or_unet: Any, enabled: bool, targets: str | Iterable[str] | None = None) -> None:
     """Switches attached layers, all or those that ``targets`` selects, between Hyena (True) and the attention they
     replaced (False).
 
     ``high``, ``all`` and ``IN07`` for all layers of its block mean what is attached of them. Raises UsageError if
-    there is no such layer, or nothing is attached there.
+    there is no such layer, nothing is attached there, or ``enabled`` is neither True nor False.
     """
+    if not isinstance(enabled, bool):
+        raise UsageError(
+            f"set_hyena_enabled(pipe, enabled, targets): enabled must be True or False, got {shown(enabled)}"
+        )
     unet = patch.get_unet(pipe_or_unet)
     names = None
     if targets is not None:
-        there = patch.attached(unet)
-        for word in targets.split(","):
-            if not any(target.name in there for target in select(find_targets(unet), word)):
+        words, available, there = given_words(targets, "targets"), find_targets(unet), patch.attached(unet)
+        for word in words:
+            if not any(target.name in there for target in select(available, word)):
                 has = f"there are {', '.join(there)}" if there else "nothing is attached"
                 raise UsageError(f"no Hyena layer at {word.strip()}: {has}")
-        names = [target.name for target in select(find_targets(unet), targets)]
+        names = _names(available, words)
     patch.set_enabled(unet, enabled, names)
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from . import legacy
-from .errors import CheckpointError
+from .arguments import given_path, shown
+from .errors import CheckpointError, UsageError
 from .files import atomic_path
 from .hyena_file import HyenaFile, LayerInfo, Origin, gather
 from .models.kinds import HYENA, is_checkpoint, kind_of
@@ -42,6 +43,7 @@ def save(path: Path | str, operators: Mapping[str, Operator], **sections: Any) -
 
 def write(path: Path | str, file: HyenaFile) -> None:
     """:func:`save` for layers as a file holds them, all of them named."""
+    path = given_path(path, "the Hyena file to write")
     try:
         with atomic_path(path) as temporary:
             temporary.write_bytes(to_bytes(file))
@@ -88,6 +90,31 @@ def load(source: Path | str, **where: Any) -> HyenaFile:
     file = parse(path, *_read(path))
     file.path = path
     return file
+
+
+def from_state_dict(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> HyenaFile:
+    """:func:`load` for tensors by their names in a file, and what :func:`describe` returned, which those of the 2024
+    program do without. Raises UsageError for a ``config`` that is missing or no such thing."""
+    for key, value in tensors.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"the state dict: {shown(key)} is not the name of a tensor")
+        if not isinstance(value, Tensor) or value.is_meta:
+            kind = "on the meta device" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
+            raise CheckpointError(f"the state dict: {key} is {kind}, not a tensor with values")
+    if not isinstance(config, Mapping | None):
+        raise UsageError(
+            f"config must be a dict, as sd_hyena.hyena_config returns it or json.load reads it, got {shown(config)}"
+        )
+    if not config and any(key.startswith("layers.") for key in tensors):
+        raise UsageError(
+            "a state dict says nothing about its operators: give config=, which is what sd_hyena.hyena_config returns, "
+            "or what the folder's config.json or the file's metadata says"
+        )
+    try:
+        described = json.loads(json.dumps(dict(config or {})))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"config holds what no config.json can: {error}") from None
+    return parse("the state dict", described, dict(tensors))
 
 
 def parse(label: Path | str, metadata: Mapping[str, Any], tensors: dict[str, Tensor]) -> HyenaFile:

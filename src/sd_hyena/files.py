@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 
@@ -34,34 +34,38 @@ def atomic_path(path: Path | str, new: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(folder: Path | str) -> Iterator[Path]:
-    """Yields an empty folder beside ``folder``; on success what was written there takes its place in ``folder``.
+def atomic_folder(folder: Path | str, remove: Collection[str] = ()) -> Iterator[Path]:
+    """Yields an empty folder beside ``folder``; on success what was written there takes its place in ``folder``, and
+    the files named in ``remove`` go.
 
     If the block raises, or a file cannot be put in place, ``folder`` is as it was. What else is in it stays.
     """
     folder = Path(os.path.expanduser(folder)).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as name:
-        new, old = Path(name) / "new", Path(name) / "old"
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as beside:
+        new, old = Path(beside) / "new", Path(beside) / "old"
         new.mkdir()
         old.mkdir()
         yield new
         there_before = folder.exists()
         folder.mkdir(exist_ok=True)
         written = sorted(new.iterdir())
-        for path in written:
-            if (folder / path.name).exists():
-                shutil.copy2(folder / path.name, old / path.name)
+        names = [path.name for path in written] + [name for name in remove if (folder / name).exists()]
+        for name in names:
+            if (folder / name).exists():
+                shutil.copy2(folder / name, old / name)
         try:
             for path in written:
                 with atomic_path(folder / path.name) as temporary:
                     os.replace(path, temporary)
+            for name in names[len(written) :]:
+                (folder / name).unlink()
         except BaseException:
-            for path in written:
-                if (old / path.name).exists():
-                    os.replace(old / path.name, folder / path.name)
+            for name in names:
+                if (old / name).exists():
+                    os.replace(old / name, folder / name)
                 else:
-                    (folder / path.name).unlink(missing_ok=True)
+                    (folder / name).unlink(missing_ok=True)
             if not there_before:
                 folder.rmdir()
             raise

@@ -30,13 +30,13 @@ class Cost:
 def step_flops(unet: Any, latent: tuple[int, int]) -> tuple[int, dict[str, Cost]]:
     """(of one call for one (h, w) latent image, of each target in it). ``unet`` is on the meta device.
 
-    Raises UsageError for a UNet that takes more than a picture, a time step and text.
+    Raises UsageError for a UNet that takes more than a picture, a time step, text, a class and sizes.
     """
-    call = _call(unet, latent)
     try:
+        call = _call(unet, latent)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             unet(**call)
-    except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+    except Exception as error:  # a UNet that lacks something says so in many ways
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"the operations of this UNet cannot be counted: {reason}") from error
     counts, costs = counter.get_flop_counts(), {}
@@ -50,6 +50,9 @@ def step_flops(unet: Any, latent: tuple[int, int]) -> tuple[int, dict[str, Cost]
 
 def _call(unet: nn.Module, latent: tuple[int, int]) -> dict[str, Any]:
     config: Any = unet.config
+    for name in ("addition_embed_type", "encoder_hid_dim_type"):
+        if "image" in str(config.get(name)):
+            raise ValueError(f"it is told pictures ({name} {config[name]})")
     width = config.encoder_hid_dim or config.cross_attention_dim
     width = width[0] if isinstance(width, list | tuple) else width
     with torch.device("meta"):
@@ -62,4 +65,20 @@ def _call(unet: nn.Module, latent: tuple[int, int]) -> dict[str, Any]:
             ids = torch.empty(1, 6)
             pooled = config.projection_class_embeddings_input_dim - ids.shape[1] * config.addition_time_embed_dim
             call["added_cond_kwargs"] = {"text_embeds": torch.empty(1, pooled), "time_ids": ids}
+        if (label := _class_label(config)) is not None:
+            call["class_labels"] = label
     return call
+
+
+def _class_label(config: Any) -> torch.Tensor | None:
+    """What a UNet that is told a class takes for one picture: a number, or the numbers that stand for it."""
+    widths = {
+        "identity": config.time_embedding_dim or 4 * config.block_out_channels[0],
+        "projection": config.projection_class_embeddings_input_dim,
+        "simple_projection": config.projection_class_embeddings_input_dim,
+    }
+    if config.class_embed_type in widths:
+        return torch.empty(1, widths[config.class_embed_type])
+    if config.class_embed_type == "timestep":
+        return torch.empty(1)
+    return None if config.num_class_embeds is None else torch.empty(1, dtype=torch.long)

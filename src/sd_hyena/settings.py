@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .arguments import given_path
 from .errors import UsageError
 from .texts import check_text, read_text
 
@@ -28,9 +29,11 @@ def option(
     short: str = "",
     choices: tuple[str, ...] | None = None,
     path: bool = False,
+    written: bool = False,
 ) -> Any:
-    """A dataclass field with what its command-line flag needs; ``~`` in a ``path`` is the home folder."""
-    metadata = {"help": help, "short": short, "choices": choices, "path": path}
+    """A dataclass field with what its command-line flag needs; ``~`` in a ``path`` is the home folder. One that is
+    ``written`` may be left out, but not be given as nothing."""
+    metadata = {"help": help, "short": short, "choices": choices, "path": path or written, "written": written}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -65,12 +68,14 @@ def resolve(
     """The settings from given flags over a recipe's values over defaults.
 
     ``defaults`` may replace the fields' own defaults, knowing what was given. Raises UsageError for an
-    unreadable recipe, a key that is no setting, a value of the wrong type, or a required setting that
-    neither gives.
+    unreadable recipe, a key that is no setting, a value of the wrong type, an empty name for what is written, or a
+    required setting that neither gives.
     """
-    values = (_read_recipe(settings, Path(os.path.expanduser(recipe))) if recipe else {}) | flags
+    values = ({} if recipe is None else _read_recipe(settings, given_path(recipe, "--config"))) | flags
     for f in dataclasses.fields(settings):  # type: ignore[arg-type]
         if f.metadata["path"] and f.name in values:
+            if f.metadata["written"]:
+                given_path(values[f.name], f"--{f.name}")
             values[f.name] = os.path.expanduser(values[f.name])
     required = [f for f in dataclasses.fields(settings) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
     for f in required:

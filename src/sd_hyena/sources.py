@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import CheckpointError, SdHyenaError
+from .arguments import given_path, shown
+from .errors import CheckpointError, SdHyenaError, UsageError
 
 # Where files are named, this name stands for the bundled model's student, unless a file is called so.
 STUDENT = "demo"
@@ -18,29 +19,39 @@ logger = logging.getLogger(__name__)
 
 
 def hyena_path(
-    name: Path | str, *, revision: str | None = None, subfolder: str = "", token: str | bool | None = None
+    name: Path | str, *, revision: str | None = None, subfolder: str | None = "", token: str | bool | None = None
 ) -> Path:
     """The file that ``name`` means: itself, the bundled student, or ``hyena.safetensors`` of a folder or hub id.
 
     Of a hub repository that file alone is fetched, to the hub's cache; what is there is used if the hub cannot be
     reached. ``revision``, ``subfolder`` and ``token`` are huggingface_hub's. What is not there and no hub id is
-    returned as it is. Raises CheckpointError for a folder or repository without that file.
+    returned as it is. Raises CheckpointError for a folder or repository without that file, UsageError for what is no
+    name at all.
     """
-    path = Path(os.path.expanduser(name))
-    if revision and os.path.exists(path):
+    if not isinstance(name, str | os.PathLike):
+        raise UsageError(
+            f"Hyena layers are named by one file, folder or hub id, or given as a state dict; got {shown(name)}"
+        )
+    if not isinstance(subfolder or "", str | os.PathLike):
+        raise UsageError(f"subfolder must be a folder's name, got {shown(subfolder)}")
+    path = given_path(name, "the name of a Hyena file")
+    # Unlike Path's own methods, these of os.path take any name.
+    file = path if os.path.isfile(path) else STUDENT_FILE if str(name) == STUDENT else None
+    if revision and (file or os.path.exists(path)):
         logger.warning("%s: is on this machine, so there is no revision to choose: %s is ignored", name, revision)
-    if os.path.isfile(path):  # unlike Path's own, these take any name
-        return path
-    if str(name) == STUDENT:
-        return STUDENT_FILE
+    if subfolder and file:
+        logger.warning("%s: is a file, so there is no subfolder to choose: %s is ignored", name, subfolder)
+    if file:
+        return file
     if os.path.isdir(path):
-        return _in_folder(path / subfolder)
+        return _in_folder(path / (subfolder or ""))
     if path.suffix.lower() == ".safetensors" or not is_repo_id(str(name)):
         return path
     from huggingface_hub import hf_hub_download
 
     with hub_errors(f"{name}: no such file or folder; as a hub id"):
-        return Path(hf_hub_download(str(name), WEIGHTS, revision=revision, subfolder=subfolder or None, token=token))
+        folder = str(subfolder) if subfolder else None
+        return Path(hf_hub_download(str(name), WEIGHTS, revision=revision, subfolder=folder, token=token))
 
 
 def _in_folder(folder: Path) -> Path:

@@ -65,7 +65,7 @@ def no_weights(monkeypatch):
         with torch.device("meta"):
             return UNet2DConditionModel.from_config(FAMILIES[source.name].config("unet"))
 
-    monkeypatch.setattr(models, "locate", lambda name, variant="": models.ModelSource(name, "file", name))
+    monkeypatch.setattr(models, "locate", lambda name, variant="", whole=True: models.ModelSource(name, "file", name))
     monkeypatch.setattr(models, "unet_skeleton", skeleton)
 
 
@@ -133,7 +133,68 @@ def test_targets_of_a_model_whose_config_is_not_at_hand(capsys, monkeypatch):
     assert report(capsys, "-m", "demo") == expected
 
 
+@pytest.fixture
+def demo_as(monkeypatch):
+    """Has ``-m demo`` stand for a tiny UNet of any configuration."""
+
+    def stand(**config):
+        with torch.device("meta"):
+            unet = UNet2DConditionModel(**(dict(make_unet().config) | config))
+        monkeypatch.setattr(models, "unet_skeleton", lambda source: unet)
+
+    return stand
+
+
+def test_targets_of_unets_that_are_told_more(capsys, demo_as):
+    small = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+    }
+    demo_as(**small)
+    plain = report(capsys, "-m", "demo")
+    for config in (
+        {"num_class_embeds": 10},
+        {"class_embed_type": "timestep"},
+        {"class_embed_type": "identity"},
+        {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 12},
+        {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 12},
+        {"addition_embed_type": "text", "addition_embed_type_num_heads": 2},
+    ):
+        demo_as(**small, **config)
+        told = report(capsys, "-m", "demo")
+        assert [row["flops"] for row in told["targets"]] == [row["flops"] for row in plain["targets"]], config
+        assert plain["flops"] <= told["flops"] < 1.1 * plain["flops"], config
+
+
+@pytest.mark.compatibility("Hyena files", "`sd-hyena targets` of a UNet that cannot be counted", "names without shares")
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"addition_embed_type": "text"}, "shape"),  # 8 channels for 64 heads
+        (
+            {"addition_embed_type": "image", "encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 8},
+            "it is told pictures",
+        ),
+    ],
+)
+def test_targets_without_shares(capsys, caplog, demo_as, config, reason):
+    demo_as(**config)
+    found = report(capsys, "-m", "demo")
+    assert [found["flops"], found["targets"][0]["share"], found["targets"][0]["flops"]] == [None] * 3
+    assert [row["name"] for row in found["targets"] if "high" in row["groups"]][::4] == ["IN01", "OUT11"]
+    assert len(caplog.messages) == 1
+    assert "demo: names and sizes without costs: the operations of this UNet cannot be counted" in caplog.text
+    assert reason in caplog.text
+    assert main(["targets", "-m", "demo"]) == 0
+    text = capsys.readouterr().out
+    assert "│ OUT11 │ high  │" in text
+    assert "quadratic" not in text
+
+
 def test_targets_that_cannot_be(capsys, files):
+    refused(capsys, "targets -m demo --variant fp16", 2, "model demo: has no weights of variant fp16")
     refused(capsys, "targets -m none", 2, "model none not found")
     refused(capsys, "targets -m demo -W 100", 2, "width 100 px: model demo needs a positive multiple of 8, such as 96")
     refused(capsys, "targets -m demo -H 0", 2, "height 0 px")
@@ -290,6 +351,33 @@ def test_what_cannot_be_is_one_line(files, capsys, arguments, status, message):
     Path("folder.safetensors").mkdir()
     Path("plain").mkdir()
     refused(capsys, arguments, status, message)
+
+
+@pytest.mark.compatibility("Prompts and paths", "an empty name, `-o ''`", "refused; the working folder is `.`")
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ("merge a.safetensors b.safetensors -o", "--out"),
+        ("convert a.safetensors --out", "--out"),
+        ("convert -o x.safetensors", "the name of a Hyena file"),
+        ("info", "the name of a Hyena file"),
+        ("targets -m", "the name of a model"),
+        ("generate -p fox -m", "the name of a model"),
+        ("generate -m demo -p fox -o", "--out_dir"),
+        ("prepare -m demo -o", "--out_dir"),
+        ("train -m demo -o", "--out_dir"),
+        ("train -m demo --log_dir", "--log_dir"),
+        ("train -m demo --config", "--config"),
+        ("evaluate -m demo -y a.safetensors -o", "--out_dir"),
+        ("anatomy -m demo -o", "--out"),
+        ("benchmark layer --out", "--out"),
+        ("demo -o", "--out_dir"),
+    ],
+)
+def test_empty_names_do_not_mean_the_working_folder(files, capsys, arguments, what):
+    assert main([*arguments.split(), ""]) == 2
+    assert capsys.readouterr().err == f"sd-hyena: {what} is empty: name one; . is the working folder\n"
+    assert sorted(path.name for path in files.iterdir()) == ["a.safetensors", "b.safetensors", "c.safetensors"]
 
 
 def test_a_full_disk_keeps_the_old_file(files, capsys, monkeypatch):

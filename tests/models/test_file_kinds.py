@@ -161,8 +161,8 @@ def test_damaged_files_are_told_before_anything_is_loaded(name, tmp_path, capsys
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("", "the model has no name"),
-        (" ", "the model has no name"),
+        ("", "the name of a model is empty"),
+        (" ", "model   not found"),
         ("./demo", r"model \./demo not found"),
         ("a/..", r"model a/\.\. not found"),
         ("https://huggingface.co/org/thing/tree/main", "is a web address: give its hub id, org/thing, or a file"),

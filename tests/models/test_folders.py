@@ -66,6 +66,8 @@ def test_variants_are_chosen(folder, saved_folder, tmp_path, capsys):
     save_file(other, folder / UNET_WEIGHTS)
     assert_same_model(folder, saved_folder("sd15"), "fp16")
     assert not load_pipeline(locate(str(folder))).unet.conv_in.weight.any()
+    assert cli.main(["targets", "-m", str(folder), "--variant", "fp16", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["targets"]) == 16
     command = ["generate", "-m", str(folder), "-p", "x", "-o", str(tmp_path), "--variant", "bf16"]
     assert cli.main(command) == 2
     assert capsys.readouterr().err == f"sd-hyena: model {folder}: has no weights of variant bf16; it has fp16\n"

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import stat
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from sd_hyena import checkpoint, patch
 from sd_hyena.cli import main
 from sd_hyena.config import OperatorConfig
 from sd_hyena.errors import CheckpointError, SdHyenaError, UsageError
+from sd_hyena.files import atomic_folder
 from sd_hyena.share.card import MARK, TAGS
 from sd_hyena.share.folder import write_folder
 
@@ -131,8 +133,64 @@ def test_a_sheet_that_is_given(patched, tmp_path):
         assert Image.open(tmp_path / "layers" / "sheet.png").size == (8, 8)
     with pytest.raises(UsageError, match=r"sheet .*none\.png: cannot be read as a picture: No such file"):
         sd_hyena.save_pretrained(patched, tmp_path / "layers", sheet=tmp_path / "none.png")
+    for wrong in (torch.zeros(8, 8, 3).numpy(), [picture], 3):
+        with pytest.raises(UsageError, match=r"sheet must be a picture \(PIL.Image.Image\) or its file, got"):
+            sd_hyena.save_pretrained(patched, tmp_path / "layers", sheet=wrong)
+    with pytest.raises(UsageError, match="sheet is empty"):
+        sd_hyena.save_pretrained(patched, tmp_path / "layers", sheet="")
     with pytest.raises(UsageError, match="needs a pipeline to draw with"):
         sd_hyena.save_pretrained(patched, tmp_path / "layers", sample_prompts=["a fox"])
+    with pytest.raises(UsageError, match="sample_prompts must be text or a list of texts, got 3"):
+        sd_hyena.save_pretrained(patched, tmp_path / "layers", sample_prompts=3)
+    with pytest.raises(UsageError, match="sample_options must be a dict of the pipeline's options, got list"):
+        sd_hyena.save_pretrained(patched, tmp_path / "layers", sample_prompts=["a fox"], sample_options=[3])
+
+
+@pytest.mark.compatibility("Hyena files", "`save_pretrained` without samples over one with", "the old sheet goes")
+def test_a_sheet_goes_with_the_card_that_showed_it(patched, tmp_path, monkeypatch):
+    folder, picture = tmp_path / "layers", Image.new("RGB", (8, 8), "red")
+    sd_hyena.save_pretrained(patched, folder, sheet=picture)
+    before, fsync, calls = contents(folder), os.fsync, []
+
+    def failing(handle):
+        calls.append(handle)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", failing)
+        with pytest.raises(SdHyenaError):
+            sd_hyena.save_pretrained(patched, folder, base_model="a/b")
+    assert contents(folder) == before
+    sd_hyena.save_pretrained(patched, folder)
+    assert sorted(contents(folder)) == ["README.md", "config.json", "hyena.safetensors"]
+    picture.save(folder / "sheet.png")  # not of a save
+    sd_hyena.save_pretrained(patched, folder)
+    assert (folder / "sheet.png").exists()
+    sd_hyena.save_pretrained(patched, folder, sheet=picture)
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace(MARK, "My words."))
+    sd_hyena.save_pretrained(patched, folder)  # keeps the card, and so what it shows
+    assert (folder / "sheet.png").exists()
+    sd_hyena.save_pretrained(patched, folder, overwrite=True)
+    assert not (folder / "sheet.png").exists()
+
+
+def test_a_removed_file_comes_back_if_the_rest_fails(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "gone").write_text("old")
+    unlink = Path.unlink
+
+    def late(path, **options):
+        unlink(path, **options)
+        if path.name == "gone":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", late)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path, ["gone", "never"]) as new:
+        (new / "a").write_text("new")
+    assert contents(tmp_path) == {"a": b"old", "gone": b"old"}
 
 
 @pytest.mark.compatibility("Hyena files", "`save_pretrained` over an earlier save", "replaced; an edited card is kept")
@@ -299,8 +357,10 @@ class Hub:
         self.calls.append(("create_repo", repo_id, options))
         return SimpleNamespace(repo_id=repo_id)
 
-    def upload_folder(self, *, repo_id, folder_path, allow_patterns, **options):
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns, delete_patterns, **options):
         self.calls.append(("upload_folder", repo_id, options))
+        for name in delete_patterns or ():
+            del self.files[name]
         self.files |= {name: (folder_path / name).read_bytes() for name in allow_patterns}
         return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
 
@@ -329,6 +389,15 @@ def test_push_to_hub(patched, hub, tmp_path):
     assert "notes.txt" not in hub.files
     assert hub.files["hyena.safetensors"] == (tmp_path / "layers" / "hyena.safetensors").read_bytes()
     assert ModelCard(hub.files["README.md"].decode()).data.license == "mit"  # of the first card
+
+
+def test_the_hubs_sheet_goes_too(patched, hub):
+    sd_hyena.push_to_hub(patched, "me/layers", sheet=Image.new("RGB", (8, 8)))
+    assert b"(sheet.png)" in hub.files["README.md"]
+    sd_hyena.push_to_hub(patched, "me/layers", sheet=Image.new("RGB", (16, 8)))
+    assert "sheet.png" in hub.files
+    sd_hyena.push_to_hub(patched, "me/layers")
+    assert sorted(hub.files) == ["README.md", "config.json", "hyena.safetensors"]
 
 
 def test_push_to_hub_keeps_what_is_anothers(patched, hub, caplog):

@@ -36,7 +36,7 @@ class AnatomySettings(ModelChoices):
     samples: int = option(2, "noised latents in each band")
     rank: int = option(16, "of the low-rank oracles; an eighth of the cells on small grids")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    out: str = option("", f"folder for {', '.join(FILES)}; unless given, only print", short="-o", path=True)
+    out: str = option("", f"folder for {', '.join(FILES)}; unless given, only print", short="-o", written=True)
     overwrite: bool = option(False, "replace files that are already there")
 
     def validate(self) -> None:

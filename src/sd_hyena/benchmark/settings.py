@@ -47,7 +47,7 @@ class _Common:
     dtype: str = option("auto", "auto: float16 on a GPU, float32 on the CPU", choices=DTYPES)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     threads: int = option(0, "CPU threads; 0: PyTorch's own choice")
-    out: str = option("", "write OUT.json, OUT.csv, OUT.md, OUT.png and OUT.svg", path=True)
+    out: str = option("", "write OUT.json, OUT.csv, OUT.md, OUT.png and OUT.svg", written=True)
     compare: str = option("", "the .json of an earlier run to compare with", path=True)
     overwrite: bool = option(False, "replace files that are already there")
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
 from typing import Any
 
+from ..arguments import given_path
 from ..errors import UsageError
 
 
@@ -28,7 +27,7 @@ def run(args: dict[str, Any]) -> int:
     widths = parse_widths(args["widths"])
     if min(args["n_steps"], args["n_images"], args["prompts"], args["steps"]) < 1:
         raise UsageError("--n_steps, --n_images, --prompts and --steps must be at least 1")
-    out = Path(os.path.expanduser(args["out_dir"]))
+    out = given_path(args["out_dir"], "--out_dir")
     if (out / "report.html").exists() and not args["overwrite"]:
         raise UsageError(f"{out / 'report.html'} exists: choose another --out_dir, or give --overwrite")
 

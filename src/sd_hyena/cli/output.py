@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from ..arguments import given_path
 from ..errors import SdHyenaError, UsageError
 
 HELP = "what to write: a .safetensors file, or a folder with it, a config and a model card"
@@ -13,7 +13,7 @@ HELP = "what to write: a .safetensors file, or a folder with it, a config and a 
 
 def check_out(out: str, overwrite: bool) -> Path:
     """The path of ``--out``. Raises UsageError for one that is no Hyena file's, or is there already."""
-    path = Path(os.path.expanduser(out))
+    path = given_path(out, "--out")
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin", ".safetensor"):
         raise UsageError(f"--out {out}: a Hyena file ends in .safetensors")
     if _is_file(path):

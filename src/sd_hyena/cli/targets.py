@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from typing import Any
+
+from ..errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", required=True, help="demo, a diffusers folder, a single file, a hub id")
     parser.add_argument("-W", "--width", type=int, help="image width in px (default: the model's own)")
     parser.add_argument("-H", "--height", type=int, help="image height in px (default: the model's own)")
+    parser.add_argument("--variant", default="", help="weights of a folder or hub id to take, such as fp16")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
 
 def run(args: dict[str, Any]) -> int:
     from ..models import check_size, locate
 
-    source = locate(args["model"], whole=False)
+    source = locate(args["model"], args["variant"], whole=False)
     check_size(source.name, *(8 if args[side] is None else args[side] for side in ("width", "height")))
 
-    from ..flops import step_flops
+    from ..flops import Cost, step_flops
     from ..targets import find_targets, select
 
     unet = _unet(source, say=not args["json"])
@@ -29,11 +35,16 @@ def run(args: dict[str, Any]) -> int:
     height, width = (cells * 8 if args[side] is None else args[side] for side, cells in sides)
     latent = (height // 8, width // 8)
     targets = find_targets(unet)
-    total, costs = step_flops(unet, latent)
+    total, costs = 0, dict[str, Cost]()
+    try:
+        total, costs = step_flops(unet, latent)
+    except UsageError as error:  # whoever asks for names still gets them
+        logger.warning("model %s: names and sizes without costs: %s", source.name, error)
     high = {target.name for target in select(targets, "high")}
     rows = []
     for name, target in targets.items():
         h, w = target.grid(latent)
+        cost = costs.get(name)
         rows.append(
             {
                 "name": name,
@@ -44,13 +55,13 @@ def run(args: dict[str, Any]) -> int:
                 "heads": target.heads,
                 "grid": [h, w],
                 "tokens": h * w,
-                "flops": costs[name].attention,
-                "quadratic_flops": costs[name].quadratic,
-                "share": costs[name].attention / total,
-                "quadratic_share": costs[name].quadratic / total,
+                "flops": cost and cost.attention,
+                "quadratic_flops": cost and cost.quadratic,
+                "share": cost and cost.attention / total,
+                "quadratic_share": cost and cost.quadratic / total,
             }
         )
-    report = {"model": source.name, "width": width, "height": height, "flops": total, "targets": rows}
+    report = {"model": source.name, "width": width, "height": height, "flops": total or None, "targets": rows}
     if args["json"]:
         from ..flops import COUNTED
 
@@ -84,7 +95,7 @@ def _print(report: dict[str, Any]) -> None:
     costs = Table(
         f"{report['model']}: self-attention at {report['width']}x{report['height']} px",
         COUNTED,
-        ["layer", "group", "channels", "heads", "grid", "tokens", "attn1", "quadratic"],
+        ["layer", "group", "channels", "heads", "grid", "tokens", *(["attn1", "quadratic"] if total else [])],
         [],
     )
     for row in rows:
@@ -96,8 +107,12 @@ def _print(report: dict[str, Any]) -> None:
     for group, members in groups.items():
         costs.lines.append([group, "", "", "", "", str(sum(r["tokens"] for r in members)), *_shares(members)])
     print_tables([names, costs], left=[*names.headings, "group"])
-    console.print(f"shares of {total / 1e9:,.1f} GFLOP: {COUNTED}", soft_wrap=True)
+    if total:
+        console.print(f"shares of {total / 1e9:,.1f} GFLOP: {COUNTED}", soft_wrap=True)
 
 
 def _shares(rows: list[dict[str, Any]]) -> list[str]:
+    """Of a whole step, where that could be counted."""
+    if rows[0]["share"] is None:
+        return []
     return [f"{sum(row[key] for row in rows):.2%}" for key in ("share", "quadratic_share")]

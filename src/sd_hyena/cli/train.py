@@ -57,7 +57,7 @@ def run(args: dict[str, Any]) -> int:
 
 
 def _recipe(name: str | None, path: str | None) -> str | Path | None:
-    if name and path:
+    if name and path is not None:
         raise UsageError("--recipe and --config both give a recipe: choose one")
     return recipe_path(name) if name else path
 

@@ -26,7 +26,7 @@ class PrepareSettings(ModelChoices):
     teacher_model: str = option(
         help="model that makes the data: demo, a diffusers folder, a single file, a hub id", short="-m", path=True
     )
-    out_dir: str = option("data", "folder for the data", short="-o", path=True)
+    out_dir: str = option("data", "folder for the data", short="-o", written=True)
     prompts: str = option("", "file with one prompt a line for the teacher to draw; none: a built-in list", path=True)
     images: str = option(
         "", "folder of images with captions (x.png and x.txt) to use in place of drawn pictures", path=True

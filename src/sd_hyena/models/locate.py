@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
+from ..arguments import given_path
 from ..errors import UsageError
 from ..families import DEMO, DEMO_DIR, FAMILIES, Family
 from .folders import check_folder
@@ -41,9 +40,7 @@ def locate(name: str, variant: str = "", whole: bool = True) -> ModelSource:
     Raises UsageError if it is neither the bundled model, something on disk, nor shaped like a hub id, or if what is
     there is something else than a model that can be used; CheckpointError for a file or folder that is damaged.
     """
-    if not name.strip():
-        raise UsageError("the model has no name: give demo, a diffusers folder, a single file, or a hub id")
-    path = DEMO_DIR if name == DEMO else Path(os.path.expanduser(name))
+    path = DEMO_DIR if name == DEMO else given_path(name, "the name of a model")
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

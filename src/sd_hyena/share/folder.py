@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..arguments import given_path
 from ..checkpoint import FORMAT, describe, to_bytes
 from ..errors import SdHyenaError, UsageError
 from ..files import atomic_folder
@@ -34,11 +34,12 @@ def write_folder(
     known: str = "",
     overwrite: bool = False,
 ) -> list[str]:
-    """:func:`save_pretrained` of what a file holds, all of it named; returns the names of the files written.
+    """:func:`save_pretrained` of what a file holds, all of it named; returns the names of the files written. The
+    sheet of an earlier save goes where the card no longer shows one.
 
     ``name`` is what the card says to load, unless given the folder's; ``known`` the card on the hub.
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = given_path(folder, "folder")
     check_folder(folder, overwrite)
     name = name or folder.resolve().name
     sheet = SHEET if picture is not None else ""
@@ -49,7 +50,8 @@ def write_folder(
             logger.warning("%s: kept, being another's or edited; overwrite writes a new one", CARD)
         else:
             card = model_card(file, name, base_model=base_model, license=license, sheet=sheet, known=known or here)
-        with atomic_folder(folder) as new:
+        stale = not sheet and holds_ours(folder) and outlives(here, card)
+        with atomic_folder(folder, [SHEET] if stale else []) as new:
             (new / WEIGHTS).write_bytes(to_bytes(file))
             config = describe(file) | {"sd_hyena_version": __version__}
             (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -70,9 +72,20 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     """Raises UsageError if the folder cannot be one, or a file in it is neither ours nor to be replaced."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file: give a folder")
-    there, config = folder_files(folder), folder / CONFIG
-    if there and not overwrite and not (config.is_file() and is_ours(config.read_bytes())):
+    there = folder_files(folder)
+    if there and not overwrite and not holds_ours(folder):
         raise UsageError(f"{there[0]} was not written by save_pretrained: choose another folder, or give overwrite")
+
+
+def holds_ours(folder: Path) -> bool:
+    """Whether a save wrote the folder."""
+    return (folder / CONFIG).is_file() and is_ours((folder / CONFIG).read_bytes())
+
+
+def outlives(earlier: str, card: str) -> bool:
+    """Whether the earlier card shows a sheet of samples that the new one does not: it is then of other layers."""
+    shown = f"]({SHEET})"
+    return shown in earlier and shown not in card
 
 
 def is_ours(config: bytes) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from .. import __version__
 from ..errors import UsageError
 from ..sources import hub_errors
-from .folder import CARD, CONFIG, is_ours
+from .folder import CARD, CONFIG, SHEET, is_ours, outlives
 
 
 def remote_card(repo_id: str, token: str | bool | None, overwrite: bool) -> str:
@@ -34,11 +34,14 @@ def upload(
     private: bool | None,
     message: str | None,
     create_pr: bool,
+    known: str = "",
 ) -> str:
-    """Commits the named files of a folder to a repository, made if there is none; returns the commit's address."""
+    """Commits the named files of a folder to a repository, made if there is none; returns the commit's address.
+    ``known``: the card that it has; the sheet that it shows goes where the new one shows none."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=token, library_name="sd-hyena", library_version=__version__)
+    stale = SHEET not in names and outlives(known, (folder / CARD).read_text(encoding="utf-8", errors="replace"))
     with hub_errors(f"hub repository {repo_id}"):
         repository = api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(
@@ -47,5 +50,6 @@ def upload(
             allow_patterns=names,
             commit_message=message or "Hyena layers",
             create_pr=create_pr,
+            delete_patterns=[SHEET] if stale else None,
         )
     return str(commit.commit_url)

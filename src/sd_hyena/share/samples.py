@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from .. import patch
+from ..arguments import given_path, shown
 from ..errors import UsageError
 from ..generate.draw import contact_sheet
 from ..generate.sampling import sample
@@ -19,8 +20,11 @@ def read_sheet(picture: Path | str | Image.Image) -> Image.Image:
     """A picture as it is, or of a file. Raises UsageError if it cannot be read."""
     if isinstance(picture, Image.Image):
         return picture
+    if not isinstance(picture, str | PathLike):
+        raise UsageError(f"sheet must be a picture (PIL.Image.Image) or its file, got {shown(picture)}")
+    path = given_path(picture, "sheet")
     try:
-        with Image.open(Path(os.path.expanduser(picture))) as opened:
+        with Image.open(path) as opened:
             return opened.convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
         raise UsageError(

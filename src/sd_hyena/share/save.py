@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..api import attached_file
+from ..arguments import given_path, given_texts, shown
 from ..errors import UsageError
 from ..sources import is_repo_id
 from .folder import check_folder, write_folder
@@ -50,11 +50,12 @@ def save_pretrained(
         overwrite: replace files that this function did not write, and a card that was edited.
 
     Either all files are written or none. An earlier save, here or on the hub, is replaced; its card is too, with
-    its front matter kept, but not one without the line that says it may be.
+    its front matter kept, but not one without the line that says it may be. A save without samples takes the sheet
+    of an earlier one away.
     Raises UsageError if nothing is attached or another's file is in the way, SdHyenaError if something cannot be
     written or the hub refuses.
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = given_path(folder, "folder")
     file = attached_file(pipe_or_unet)
     check_folder(folder, overwrite)
     known = ""
@@ -74,15 +75,18 @@ def save_pretrained(
     )
     if not push_to_hub or not repo_id:
         return None
-    return upload(folder, names, repo_id, token, private, commit_message, create_pr)
+    return upload(folder, names, repo_id, token, private, commit_message, create_pr, known)
 
 
-def _picture(pipe: Any, sheet: Any, prompts: Sequence[str], options: Mapping[str, Any]) -> Image.Image | None:
+def _picture(pipe: Any, sheet: Any, prompts: Any, options: Any) -> Image.Image | None:
     from .samples import draw_sheet, read_sheet
 
     if sheet is not None:
         return read_sheet(sheet)
-    return draw_sheet(pipe, [prompts] if isinstance(prompts, str) else list(prompts), options) if prompts else None
+    if not isinstance(options, Mapping):
+        raise UsageError(f"sample_options must be a dict of the pipeline's options, got {shown(options)}")
+    texts = given_texts(prompts or (), "sample_prompts")
+    return draw_sheet(pipe, texts, options) if texts else None
 
 
 def push_to_hub(pipe_or_unet: Any, repo_id: str, **options: Any) -> str | None:
