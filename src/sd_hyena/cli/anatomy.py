@@ -31,12 +31,13 @@ def run(args: dict[str, Any]) -> int:
 
     from ..anatomy.report import tables, write
     from ..anatomy.run import examine
+    from ..generate.samplers import with_usable_scheduler
     from ..models import load_pipeline, random_pipeline
     from .display import console, counting_progress, phase, print_tables
 
     phase(f"loading {settings.name}")
     if source:
-        pipe, texts = load_pipeline(source, device, choices=settings), None
+        pipe, texts = with_usable_scheduler(load_pipeline(source, device, choices=settings)), None
     else:
         pipe, texts = random_pipeline(settings.random_weights, device)
     with counting_progress() as progress:

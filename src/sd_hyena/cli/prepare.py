@@ -37,12 +37,14 @@ def run(args: dict[str, Any]) -> int:
     from ..distill.prepare import prepare
     from ..distill.shards import read_manifest
     from ..fingerprint import fingerprint
+    from ..generate.samplers import with_usable_scheduler
     from ..models import load_pipeline
     from .display import console, phase, preparing_progress
 
     read_manifest(folder)  # a folder that cannot be used is told before the model is loaded
     phase(f"loading {source.name}")
-    pipe = load_pipeline(source, device, choose_dtype(settings.mixed_precision), settings)
+    dtype = choose_dtype(settings.mixed_precision)
+    pipe = with_usable_scheduler(load_pipeline(source, device, dtype, settings))
     teacher = fingerprint(pipe)
     if images:
         plan = plan_images(settings, pipe, teacher, images)

@@ -183,6 +183,7 @@ def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resum
 def _teacher(settings: TrainSettings, source: ModelSource, device: str, say: Any) -> tuple[Any, dict[str, Any], bool]:
     """The teacher, its record, and whether all of it was read: a run that needs no pictures needs its layers alone."""
     from ..fingerprint import fingerprint
+    from ..generate.samplers import with_usable_scheduler
     from ..models import load_pipeline
     from ..models.layers import read_layers
 
@@ -193,7 +194,7 @@ def _teacher(settings: TrainSettings, source: ModelSource, device: str, say: Any
             say(f"read {settings.target} of {source.name}, and no more: figures are on noise, the log has no pictures")
             return part, part.record, False
     say(f"loading {source.name}")
-    pipe = load_pipeline(source, device, dtype, settings)
+    pipe = with_usable_scheduler(load_pipeline(source, device, dtype, settings))
     return pipe, fingerprint(pipe), True
 
 
