@@ -10,13 +10,14 @@ import dataclasses
 import json
 import os
 import shlex
+import stat
 import tomllib
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import UsageError
-from .texts import check_text, read_text
+from .texts import check_text, read_text, shortened
 
 T = TypeVar("T")
 
@@ -28,9 +29,11 @@ def option(
     short: str = "",
     choices: tuple[str, ...] | None = None,
     path: bool = False,
+    folder: bool = False,
 ) -> Any:
-    """A dataclass field with what its command-line flag needs; ``~`` in a ``path`` is the home folder."""
-    metadata = {"help": help, "short": short, "choices": choices, "path": path}
+    """A dataclass field with what its command-line flag needs; ``~`` in a ``path`` is the home folder. ``folder``: a
+    path that is made if there is none."""
+    metadata = {"help": help, "short": short, "choices": choices, "path": path or folder, "folder": folder}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -65,18 +68,36 @@ def resolve(
     """The settings from given flags over a recipe's values over defaults.
 
     ``defaults`` may replace the fields' own defaults, knowing what was given. Raises UsageError for an
-    unreadable recipe, a key that is no setting, a value of the wrong type, or a required setting that
-    neither gives.
+    unreadable recipe, a key that is no setting, a value of the wrong type, a path that cannot be, or a required
+    setting that neither gives.
     """
     values = (_read_recipe(settings, Path(os.path.expanduser(recipe))) if recipe else {}) | flags
     for f in dataclasses.fields(settings):  # type: ignore[arg-type]
         if f.metadata["path"] and f.name in values:
             values[f.name] = os.path.expanduser(values[f.name])
+            check_path(f"--{f.name}", values[f.name], f.metadata["folder"])
     required = [f for f in dataclasses.fields(settings) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
     for f in required:
         if f.name not in values:
             raise UsageError(f"{f.metadata['short']}/--{f.name} is required: {f.metadata['help']}")
     return settings(**(defaults(values) | values))
+
+
+def check_path(what: str, text: str, folder: bool = False) -> None:
+    """Raises UsageError for a path with a name that no file can have; for a ``folder`` also if it is a file or lies
+    in one."""
+    path = Path(text)
+    for part in (path, *path.parents):
+        try:
+            is_folder = stat.S_ISDIR(part.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for what is no text
+            continue
+        except OSError as error:
+            raise UsageError(f"{what} {shortened(text)}: {error.strerror}") from None
+        if folder and not is_folder:
+            where = "is" if part == path else f"lies in {part}, which is"
+            raise UsageError(f"{what} {shortened(text)}: {where} a file, but must be a folder")
+        return
 
 
 def _read_recipe(settings: type, path: Path) -> dict[str, Any]:

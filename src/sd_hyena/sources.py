@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import CheckpointError, SdHyenaError
+from .settings import check_path
 
 # Where files are named, this name stands for the bundled model's student, unless a file is called so.
 STUDENT = "demo"
@@ -27,6 +28,7 @@ def hyena_path(
     returned as it is. Raises CheckpointError for a folder or repository without that file.
     """
     path = Path(os.path.expanduser(name))
+    check_path("Hyena file", str(path))
     if revision and os.path.exists(path):
         logger.warning("%s: is on this machine, so there is no revision to choose: %s is ignored", name, revision)
     if os.path.isfile(path):  # unlike Path's own, these take any name
@@ -37,10 +39,29 @@ def hyena_path(
         return _in_folder(path / subfolder)
     if path.suffix.lower() == ".safetensors" or not is_repo_id(str(name)):
         return path
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, hf_hub_url
 
+    folder = subfolder or None
     with hub_errors(f"{name}: no such file or folder; as a hub id"):
-        return Path(hf_hub_download(str(name), WEIGHTS, revision=revision, subfolder=subfolder or None, token=token))
+        cached = not _answers(hf_hub_url(str(name), WEIGHTS, revision=revision, subfolder=folder), token)
+        return Path(
+            hf_hub_download(
+                str(name), WEIGHTS, revision=revision, subfolder=folder, token=token, local_files_only=cached
+            )
+        )
+
+
+def _answers(url: str, token: str | bool | None) -> bool:
+    """Whether the hub says anything of a file, be it that there is none; asked once, where its client tries again."""
+    from huggingface_hub import errors, get_hf_file_metadata
+
+    try:
+        get_hf_file_metadata(url, token=token)
+    except errors.HfHubHTTPError as error:
+        return error.response.status_code < 500
+    except Exception:  # of several network libraries
+        return False
+    return True
 
 
 def _in_folder(folder: Path) -> Path:

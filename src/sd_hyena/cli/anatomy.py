@@ -11,7 +11,7 @@ from ..models import check_size, locate, size_defaults, unet_skeleton
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
 from ..targets import find_targets, select
-from .train import choose_device
+from .device import choose_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

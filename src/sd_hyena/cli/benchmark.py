@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..models import check_size, locate, size_defaults
 from ..settings import add_arguments as add_settings
 from ..settings import resolve, to_flags
-from .train import choose_device
+from .device import choose_device
 
 COMMANDS: dict[str, tuple[Any, str]] = {
     "layer": (LayerSettings, "parameters, time and memory of one layer, every kind"),

@@ -10,8 +10,8 @@ from ..evaluate.settings import EvaluateSettings, labels
 from ..models import ModelSource, check_size, locate, size_defaults
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
+from .device import choose_device
 from .generate import check_files
-from .train import choose_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from ..distill.prompts import default_prompts, list_images, read_prompts
 from ..models import check_size, locate, size_defaults
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
-from .train import choose_device, choose_dtype
+from .device import choose_device, choose_dtype
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
