@@ -68,7 +68,8 @@ def test_a_flag_is_no_value(value, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["generate", "-m", "demo", "-p", value])
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "sd-hyena: argument -p/--prompt: expected one argument (see sd-hyena generate --help)\n"
+    expected = "sd-hyena: argument -p/--prompt: expected one argument (see sd-hyena generate --help)\n"
+    assert capsys.readouterr().err == expected
     if value != "--":
         assert given_to(generate, ["generate", f"-p={value}"]) == {"prompt": value}
 
