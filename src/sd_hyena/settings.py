@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import shlex
+import stat
 import tomllib
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 from .arguments import given_path
 from .errors import UsageError
-from .texts import check_text, read_text
+from .texts import check_text, read_text, shortened
 
 T = TypeVar("T")
 
@@ -30,10 +31,12 @@ def option(
     choices: tuple[str, ...] | None = None,
     path: bool = False,
     written: bool = False,
+    folder: bool = False,
 ) -> Any:
     """A dataclass field with what its command-line flag needs; ``~`` in a ``path`` is the home folder. One that is
-    ``written`` may be left out, but not be given as nothing."""
-    metadata = {"help": help, "short": short, "choices": choices, "path": path or written, "written": written}
+    ``written`` may be left out, but not be given as nothing; a ``folder`` is made if there is none."""
+    metadata = {"help": help, "short": short, "choices": choices, "folder": folder}
+    metadata |= {"path": path or written or folder, "written": written or folder}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -68,8 +71,8 @@ def resolve(
     """The settings from given flags over a recipe's values over defaults.
 
     ``defaults`` may replace the fields' own defaults, knowing what was given. Raises UsageError for an
-    unreadable recipe, a key that is no setting, a value of the wrong type, an empty name for what is written, or a
-    required setting that neither gives.
+    unreadable recipe, a key that is no setting, a value of the wrong type, a path that cannot be, an empty name for
+    what is written, or a required setting that neither gives.
     """
     values = ({} if recipe is None else _read_recipe(settings, given_path(recipe, "--config"))) | flags
     for f in dataclasses.fields(settings):  # type: ignore[arg-type]
@@ -77,11 +80,29 @@ def resolve(
             if f.metadata["written"]:
                 given_path(values[f.name], f"--{f.name}")
             values[f.name] = os.path.expanduser(values[f.name])
+            check_path(f"--{f.name}", values[f.name], f.metadata["folder"])
     required = [f for f in dataclasses.fields(settings) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
     for f in required:
         if f.name not in values:
             raise UsageError(f"{f.metadata['short']}/--{f.name} is required: {f.metadata['help']}")
     return settings(**(defaults(values) | values))
+
+
+def check_path(what: str, text: str, folder: bool = False) -> None:
+    """Raises UsageError for a path with a name that no file can have; for a ``folder`` also if it is a file or lies
+    in one."""
+    path = Path(text)
+    for part in (path, *path.parents):
+        try:
+            is_folder = stat.S_ISDIR(part.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for what is no text
+            continue
+        except OSError as error:
+            raise UsageError(f"{what} {shortened(text)}: {error.strerror}") from None
+        if folder and not is_folder:
+            where = "is" if part == path else f"lies in {part}, which is"
+            raise UsageError(f"{what} {shortened(text)}: {where} a file, but must be a folder")
+        return
 
 
 def _read_recipe(settings: type, path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .arguments import given_path, shown
 from .errors import CheckpointError, SdHyenaError, UsageError
+from .settings import check_path
 
 # Where files are named, this name stands for the bundled model's student, unless a file is called so.
 STUDENT = "demo"
@@ -35,6 +36,7 @@ def hyena_path(
     if not isinstance(subfolder or "", str | os.PathLike):
         raise UsageError(f"subfolder must be a folder's name, got {shown(subfolder)}")
     path = given_path(name, "the name of a Hyena file")
+    check_path("Hyena file", str(path))
     # Unlike Path's own methods, these of os.path take any name.
     file = path if os.path.isfile(path) else STUDENT_FILE if str(name) == STUDENT else None
     if revision and (file or os.path.exists(path)):
@@ -47,11 +49,29 @@ def hyena_path(
         return _in_folder(path / (subfolder or ""))
     if path.suffix.lower() == ".safetensors" or not is_repo_id(str(name)):
         return path
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, hf_hub_url
 
+    folder = str(subfolder) if subfolder else None
     with hub_errors(f"{name}: no such file or folder; as a hub id"):
-        folder = str(subfolder) if subfolder else None
-        return Path(hf_hub_download(str(name), WEIGHTS, revision=revision, subfolder=folder, token=token))
+        cached = not _answers(hf_hub_url(str(name), WEIGHTS, revision=revision, subfolder=folder), token)
+        return Path(
+            hf_hub_download(
+                str(name), WEIGHTS, revision=revision, subfolder=folder, token=token, local_files_only=cached
+            )
+        )
+
+
+def _answers(url: str, token: str | bool | None) -> bool:
+    """Whether the hub says anything of a file, be it that there is none; asked once, where its client tries again."""
+    from huggingface_hub import errors, get_hf_file_metadata
+
+    try:
+        get_hf_file_metadata(url, token=token)
+    except errors.HfHubHTTPError as error:
+        return error.response.status_code < 500
+    except Exception:  # of several network libraries
+        return False
+    return True
 
 
 def _in_folder(folder: Path) -> Path:

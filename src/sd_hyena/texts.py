@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import functools
+import logging
+import re
 import stat
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import UsageError
@@ -15,6 +19,11 @@ _OTHER_ENCODINGS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+# Weights, cuts, extra networks, changes on the way.
+_A1111 = re.compile(
+    r"\([^()]*:\s*-?\d*\.?\d+\s*\)|\bBREAK\b|<(?:lora|lyco|hypernet):[^<>]*>|\[[^\[\]]*:\s*\d*\.?\d+\s*\]"
+)
+logger = logging.getLogger(__name__)
 
 
 def check_text(what: str, text: str) -> None:
@@ -27,6 +36,29 @@ def check_text(what: str, text: str) -> None:
     control = _control(text)
     if control:
         raise UsageError(f"{what} {text!a} has the control character {control!a}: leave it out")
+
+
+def shortened(text: str, width: int = 80) -> str:
+    """The text, or its beginning and end with dots between, for messages."""
+    return text if len(text) <= width else f"{text[: width - 23]}...{text[-20:]}"
+
+
+def size_in(text: str) -> tuple[int, int] | None:
+    """``128x96``, ``128×96`` or ``128*96`` -> (128, 96); None for anything else."""
+    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX×*]\s*(\d{1,6})\s*", text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def warn_of_syntax(what: str, prompts: Iterable[str]) -> None:
+    """Says in one line which of A1111's signs there are in prompts, where they mean nothing."""
+    found = dict.fromkeys(match[0] for prompt in prompts for match in _A1111.finditer(prompt))
+    if found:
+        _say_literal(what, ", ".join(shortened(sign, 50) for sign in list(found)[:3]), len(found) > 3)
+
+
+@functools.cache
+def _say_literal(what: str, signs: str, more: bool) -> None:
+    logger.warning("%s: %s%s: drawn literally, as words: A1111's signs are not read", what, signs, " ..." * more)
 
 
 def read_text(path: Path, what: str) -> str:
@@ -42,7 +74,7 @@ def read_text(path: Path, what: str) -> str:
             raise UsageError(f"{what} {path}: cannot be read: it is {kind}")
         data = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{what} {path}: cannot be read: {error.strerror}") from None
+        raise UsageError(f"{what} {shortened(str(path))}: cannot be read: {error.strerror}") from None
     for mark, name in _OTHER_ENCODINGS.items():
         if data.startswith(mark):
             raise UsageError(f"{what} {path}: is {name} text: save it as UTF-8")

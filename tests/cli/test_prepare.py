@@ -268,6 +268,6 @@ def test_an_image_that_breaks_off_is_named(tmp_path, capsys):
     image.save(images / "00.jpg")
     torn = (images / "00.jpg").read_bytes()
     (images / "00.jpg").write_bytes(torn[: len(torn) // 2])
-    assert prepare(tmp_path / "data", "--images", images, "--draw_steps", 12) == 1
+    assert prepare(tmp_path / "data", "--images", images, "--draw_steps", 12) == 2
     error = capsys.readouterr().err
     assert f"image {images / '00.jpg'}: cannot be read" in error

@@ -26,6 +26,23 @@ def test_prompts_files(tmp_path, mark, end):
     assert read_prompts(written(tmp_path / "p.txt", mark + LINES.replace("\n", end))) == PROMPTS
 
 
+@pytest.mark.compatibility("Prompts and paths", "comments in prompts files, indented ones too", "left out")
+def test_comments(tmp_path):
+    assert read_prompts(written(tmp_path / "p.txt", "# one\n  # two\n\t#three\na #4 bus\n")) == ["a #4 bus"]
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.JSONL", "p.yaml"])
+def test_files_that_are_no_lists_of_lines(tmp_path, name):
+    with pytest.raises(UsageError, match="must be plain text with one prompt a line"):
+        read_prompts(written(tmp_path / name, '{"prompts": ["a fox"]}'))
+
+
+def test_signs_that_mean_nothing_are_said_once_of_a_file(tmp_path, caplog):
+    path = written(tmp_path / "p.txt", "a (red:1.2) fox\na cat\n")
+    assert read_prompts(path) == read_prompts(path) == ["a (red:1.2) fox", "a cat"]
+    assert len([m for m in caplog.messages if "(red:1.2): drawn literally" in m]) == 1
+
+
 def test_files_joined_from_several_keep_no_marks(tmp_path):
     assert read_prompts(written(tmp_path / "p.txt", ("\ufeff" + LINES) * 2)) == PROMPTS * 2
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from sd_hyena.cli import main
 from sd_hyena.distill.images import read_rgb, seen_size
+from sd_hyena.distill.prompts import list_images
 from sd_hyena.errors import SdHyenaError, UsageError
 
 VALUES = np.linspace(0, 255, 16 * 24).reshape(16, 24).astype(np.uint8)
@@ -143,3 +144,64 @@ def test_a_folder_of_16_bits_is_prepared_as_one_of_8(tmp_path):
         assert main(["prepare", *small, "--images", str(folder), "-o", str(tmp_path / f"data{bits}")]) == 0
     one, other = (load_file(tmp_path / f"data{bits}" / "shards" / "00000.safetensors") for bits in (8, 16))
     assert all((one[name] == other[name]).all() for name in one)
+
+
+def captioned(folder, *names, caption=".txt"):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        GREY.save(folder / name, "PNG")
+        (folder / name).with_suffix(caption).write_text(f"caption of {name}")
+    return folder
+
+
+@pytest.mark.compatibility("Prompts and paths", "`._a.png` and other dot files in a folder of pictures", "left out")
+def test_dot_files_are_nobodys(tmp_path, caplog):
+    folder = captioned(tmp_path / "i", "a.png")
+    (folder / "._a.png").write_bytes(b"\0\5\x16\7")
+    (folder / "._a.txt").write_bytes(b"\0")
+    (folder / ".DS_Store").write_bytes(b"\0")
+    assert [image.path.name for image in list_images(folder)] == ["a.png"]
+    assert not caplog.messages
+
+
+@pytest.mark.compatibility(
+    "Prompts and paths", "`.heic`, `.avif`, `.jfif`, subfolders in a folder of pictures", "left out; named in one line"
+)
+def test_what_else_is_there_is_named(tmp_path, caplog):
+    folder = captioned(tmp_path / "i", "a.png")
+    for name in ("x.heic", "y.HEIC", "z.avif", "w.jfif", "x.txt", "w.txt"):
+        (folder / name).write_bytes(b"?")
+    (folder / "10_fox").mkdir()
+    assert [image.path.name for image in list_images(folder)] == ["a.png"]
+    (line,) = caplog.messages
+    for part in ("1 folder (10_fox)", "2 .heic (x.heic)", "1 .avif (z.avif)", "1 .jfif (w.jfif)"):
+        assert part in line
+    (folder / "a.png").unlink()
+    with pytest.raises(UsageError, match=r"holds no png.* file, but 1 folder \(10_fox\)"):
+        list_images(folder)
+
+
+@pytest.mark.compatibility("Prompts and paths", "`A.PNG` with `A.TXT` or `a.txt`", "works")
+def test_captions_in_any_case(tmp_path):
+    folder = captioned(tmp_path / "i", "A.PNG", "b.png", caption=".TXT")
+    GREY.save(folder / "C.png")
+    (folder / "c.txt").write_text("small")
+    (folder / "C.txt").write_text("large")
+    found = {image.path.name: image.caption for image in list_images(folder)}
+    assert found == {"A.PNG": "caption of A.PNG", "b.png": "caption of b.png", "C.png": "large"}
+
+
+def test_pictures_too_large_to_read_say_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    GREY.save(tmp_path / "x.png")
+    with pytest.raises(UsageError, match=r"x\.png: has more pixels than the 200 that are read: make it smaller"):
+        seen_size(tmp_path / "x.png")
+
+
+def test_what_only_decoding_shows_is_seen_at_once(tmp_path):
+    Image.effect_noise((256, 256), 60).convert("RGB").save(path := tmp_path / "torn.jpg")
+    path.write_bytes(path.read_bytes()[:3000])
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "nan.tif")
+    for name, problem in (("torn.jpg", "truncated"), ("nan.tif", "greys go up to nan")):
+        with pytest.raises(UsageError, match=f"image .*{name}: cannot be read: .*{problem}"):
+            seen_size(tmp_path / name)

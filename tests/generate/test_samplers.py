@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from sd_hyena.cli import main
 from sd_hyena.errors import UsageError
-from sd_hyena.generate.samplers import SCHEDULERS, use_scheduler
+from sd_hyena.generate.samplers import SCHEDULERS, use_scheduler, with_usable_scheduler
 from sd_hyena.generate.sampling import sample
 
 MEAN, STD = 0.7, 0.5  # of the pictures that the exact denoiser knows
@@ -147,6 +148,39 @@ def test_the_models_own_is_left_alone_unless_it_would_fail(caplog):
     pipe.scheduler.register_to_config(rescale_betas_zero_snr=True)  # as from a folder: it takes no notice of that
     use_scheduler(pipe, "model", 30)
     assert pipe.scheduler.alphas_cumprod[-1] < 1e-7 < signal[-1]
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    "kind", ["DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "TCDScheduler"]
+)
+def test_the_models_own_draws_where_the_noise_ends_in_pure_noise(kind, prediction):
+    pipe, signal = model(kind=kind, prediction_type=prediction, rescale_betas_zero_snr=True)
+    if "clip_sample" in pipe.scheduler.config:
+        pipe.scheduler.register_to_config(clip_sample=False)
+    use_scheduler(pipe, "model", 30)
+    pipe.scheduler.set_timesteps(30)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert draw(pipe, signal, noise).isfinite().all()
+    before = pipe.scheduler
+    assert with_usable_scheduler(pipe).scheduler is before
+
+
+@pytest.mark.compatibility(
+    "Samplers", "zero terminal SNR with epsilon, and the model's own sampler, in every command that draws", "works"
+)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "-p", "a fox", "-W", 64, "-H", 64, "-s", 2, "-n", 1],
+        ["prepare", "--sizes", "64x64", "-n", 1, "--n_held_out", 1, "-b", 2, "--draw_steps", 2],
+        ["evaluate", "-y", "demo", "-n", 1, "-W", 64, "-H", 64, "-s", 2, "--layer_samples", 0, "--no_yardstick"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_commands_draw_where_epsilon_meets_pure_noise(words, tmp_path):
+    out = ["-o", tmp_path / "out", "--device", "cpu", "--prediction_type", "epsilon"]
+    assert main([words[0], "-m", "demo", *map(str, [*words[1:], *out])]) == 0
 
 
 def test_steps_that_leave_noise_are_told(caplog):

@@ -36,7 +36,7 @@ class AnatomySettings(ModelChoices):
     samples: int = option(2, "noised latents in each band")
     rank: int = option(16, "of the low-rank oracles; an eighth of the cells on small grids")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    out: str = option("", f"folder for {', '.join(FILES)}; unless given, only print", short="-o", written=True)
+    out: str = option("", f"folder for {', '.join(FILES)}; unless given, only print", short="-o", folder=True)
     overwrite: bool = option(False, "replace files that are already there")
 
     def validate(self) -> None:
@@ -60,8 +60,6 @@ class AnatomySettings(ModelChoices):
             raise UsageError(f"--cfg_scale is {self.cfg_scale:g}, but must be 0 (no guidance) or from 1 to 100")
         if self.out:
             folder = Path(self.out)
-            if folder.exists() and not folder.is_dir():
-                raise UsageError(f"--out {folder}: is a file, but must be a folder")
             existing = [folder / name for name in FILES if (folder / name).exists()]
             if existing and not self.overwrite:
                 raise UsageError(f"{existing[0]} exists: choose another --out, or give --overwrite")

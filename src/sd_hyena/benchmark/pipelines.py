@@ -13,6 +13,7 @@ from ..api import load_hyena
 from ..checkpoint import load
 from ..errors import UsageError
 from ..families import from_text
+from ..generate.samplers import with_usable_scheduler
 from ..models import load_pipeline, locate, random_pipeline
 from ..targets import find_targets, select
 from .image import Entry, attention_entry, hyena_entry, untrained
@@ -34,7 +35,8 @@ def prepare(settings: ImageSettings) -> tuple[Any, list[Entry], Callable[[int], 
         if settings.cfg_scale == 0:
             text = {name: t for name, t in text.items() if not name.startswith("negative")}
     else:
-        pipe = load_pipeline(locate(settings.model, settings.variant), settings.device, dtype, settings)
+        source = locate(settings.model, settings.variant)
+        pipe = with_usable_scheduler(load_pipeline(source, settings.device, dtype, settings))
         text = {"prompt": [PROMPT] * settings.num_images}
     entries = [attention_entry(name) for name in settings.attentions()]
     entries += [_from_files(files, settings) for files in settings.entries()]

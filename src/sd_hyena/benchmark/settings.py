@@ -10,7 +10,7 @@ from ..errors import UsageError
 from ..families import ARCHITECTURES
 from ..generate.settings import split_entries
 from ..models.choices import ModelChoices
-from ..settings import option
+from ..settings import check_path, option
 from ..sources import hyena_path
 from ..targets import parse_names
 
@@ -57,6 +57,8 @@ class _Common:
             raise UsageError(f"--threads is {self.threads}, but must be 0 or more")
         if self.compare and not Path(self.compare).is_file():
             raise UsageError(f"--compare {self.compare}: no such file")
+        if self.out:
+            check_path("--out", str(Path(self.out).parent), folder=True)
         for path in self.outputs():
             if path.exists() and not self.overwrite:
                 raise UsageError(f"{path} exists: choose another --out, or give --overwrite")

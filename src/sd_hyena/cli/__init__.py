@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
+import os
 import sys
 
 from .. import __version__
 from ..errors import SdHyenaError, UsageError
 from ..ops import environment
-from ..texts import check_text
+from ..texts import check_text, shortened
 from .parser import Parser
 
 COMMANDS = {
@@ -25,6 +27,7 @@ COMMANDS = {
     "benchmark": "time a Hyena layer against attention at growing sizes",
     "demo": "the whole story on the bundled model, with a report",
 }
+COMMAND_LINE = "sd-hyena's command line"  # the name of its log handler
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,19 +40,23 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"sd-hyena {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    chosen = parser
     asked = next((word for word in arguments if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if name == asked:  # the others' options are not needed, nor the imports behind their defaults
+            chosen = sub
             sub.add_argument("--debug", action="store_true", help="show tracebacks")
             module = importlib.import_module(f".{name}", __name__)
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
-    args = vars(parser.parse_args(arguments))
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args = vars(known)
     run, debug = args.pop("run"), args.pop("debug")
     del args["command"]
-    logging.basicConfig(level=logging.WARNING, format="sd-hyena: %(message)s")
-    logging.getLogger("sd_hyena").setLevel(logging.INFO)
+    _log_our_lines_alone()
     try:
         for name, value in args.items():
             if isinstance(value, str):
@@ -68,6 +75,25 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            print(f"sd-hyena: {shortened(str(error.filename))}: {error.strerror}", file=sys.stderr)
+            return 2
         reason = " ".join(str(error).split()) or "no message"
         print(f"sd-hyena: {type(error).__name__}: {reason} (--debug shows where)", file=sys.stderr)
         return 1
+
+
+def _log_our_lines_alone() -> None:
+    """Our log goes to standard error, a line each; what libraries have to say goes nowhere."""
+    ours, root = logging.getLogger("sd_hyena"), logging.getLogger()
+    ours.setLevel(logging.INFO)
+    for handler in [each for each in ours.handlers if each.name == COMMAND_LINE]:  # of an earlier call
+        ours.removeHandler(handler)
+    handler = logging.StreamHandler()
+    handler.name = COMMAND_LINE
+    handler.setFormatter(logging.Formatter("sd-hyena: %(message)s"))
+    ours.addHandler(handler)
+    if not root.handlers:  # else Python prints warnings that nobody handles
+        root.addHandler(logging.NullHandler())
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # it has a handler of its own, and sets its level on import
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)

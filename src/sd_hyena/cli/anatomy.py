@@ -11,7 +11,7 @@ from ..models import check_size, locate, size_defaults, unet_skeleton
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
 from ..targets import find_targets, select
-from .train import choose_device
+from .device import choose_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +31,13 @@ def run(args: dict[str, Any]) -> int:
 
     from ..anatomy.report import tables, write
     from ..anatomy.run import examine
+    from ..generate.samplers import with_usable_scheduler
     from ..models import load_pipeline, random_pipeline
     from .display import console, counting_progress, phase, print_tables
 
     phase(f"loading {settings.name}")
     if source:
-        pipe, texts = load_pipeline(source, device, choices=settings), None
+        pipe, texts = with_usable_scheduler(load_pipeline(source, device, choices=settings)), None
     else:
         pipe, texts = random_pipeline(settings.random_weights, device)
     with counting_progress() as progress:

@@ -13,7 +13,8 @@ from ..errors import UsageError
 from ..models import check_size, locate, size_defaults
 from ..settings import add_arguments as add_settings
 from ..settings import resolve, to_flags
-from .train import choose_device
+from .device import choose_device
+from .generate import check_files
 
 COMMANDS: dict[str, tuple[Any, str]] = {
     "layer": (LayerSettings, "parameters, time and memory of one layer, every kind"),
@@ -47,7 +48,9 @@ def run(args: dict[str, Any]) -> int:
 
         old = read_document(settings.compare)
     if what == "image" and settings.model:
-        check_size(locate(settings.model, settings.variant).name, settings.width, settings.height)
+        source = locate(settings.model, settings.variant)
+        check_size(source.name, settings.width, settings.height)
+        check_files(settings, source)
     import torch
 
     from ..machine import settle

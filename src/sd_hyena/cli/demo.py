@@ -7,6 +7,7 @@ from typing import Any
 
 from ..arguments import given_path
 from ..errors import UsageError
+from ..settings import check_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: dict[str, Any]) -> int:
     from ..benchmark.settings import parse_widths
-    from .train import choose_device
+    from .device import choose_device
 
     widths = parse_widths(args["widths"])
     if min(args["n_steps"], args["n_images"], args["prompts"], args["steps"]) < 1:
         raise UsageError("--n_steps, --n_images, --prompts and --steps must be at least 1")
     out = given_path(args["out_dir"], "--out_dir")
+    check_path("--out_dir", str(out), folder=True)
     if (out / "report.html").exists() and not args["overwrite"]:
         raise UsageError(f"{out / 'report.html'} exists: choose another --out_dir, or give --overwrite")
 

@@ -10,8 +10,8 @@ from ..evaluate.settings import EvaluateSettings, labels
 from ..models import ModelSource, check_size, locate, size_defaults
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
+from .device import choose_device
 from .generate import check_files
-from .train import choose_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,12 +33,13 @@ def _evaluate(settings: EvaluateSettings, source: ModelSource, prompts: list[str
     from ..evaluate.run import evaluate
     from ..evaluate.scores import make_scores
     from ..evaluate.tables import all_tables
+    from ..generate.samplers import with_usable_scheduler
     from ..models import load_pipeline
     from .display import console, counting_progress, phase, print_tables
 
     scores = make_scores(settings, prompts, device)
     phase(f"loading {source.name}")
-    pipe = load_pipeline(source, device, choices=settings)
+    pipe = with_usable_scheduler(load_pipeline(source, device, choices=settings))
     entries = settings.entries()
     students = dict(zip(labels(entries), entries, strict=True))
     with counting_progress() as progress:

@@ -7,13 +7,16 @@ import random
 from pathlib import Path
 from typing import Any
 
+from ..benchmark.settings import ImageSettings
+from ..errors import UsageError
 from ..generate.samplers import check_steps, known_schedule, use_scheduler
 from ..generate.settings import GRID_NAME, GenerateSettings
 from ..generate.stages import stages
 from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
-from .train import choose_device
+from ..texts import warn_of_syntax
+from .device import choose_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,21 +31,32 @@ def run(args: dict[str, Any]) -> int:
         check_size(source.name, stage.width, stage.height)
         option = "--steps" if stage.strength == 1 else "--hires_steps at --hires_strength"
         check_steps(settings.scheduler, stage.schedule, known_schedule(source), option)
+    warn_of_syntax("prompt", (settings.prompt, settings.negative_prompt))
+    if settings.hires:
+        _check_hires(source)
     check_files(settings, source)
     return _draw(settings, source)
 
 
-def check_files(settings: GenerateSettings, source: ModelSource) -> None:
-    """Reads every Hyena file of the sweep and, where the model's configuration is at hand, checks that it
-    fits. Raises CheckpointError or UsageError."""
+def _check_hires(source: ModelSource) -> None:
+    skeleton: Any = unet_skeleton(source)
+    if skeleton is not None and skeleton.config.in_channels != skeleton.config.out_channels:
+        raise UsageError(f"--hires: {source.name} is an inpainting model, which has no form that draws over a picture")
+
+
+def check_files(settings: GenerateSettings | ImageSettings, source: ModelSource) -> None:
+    """Reads every Hyena file of the sweep and, where the model's configuration is at hand, checks that all fit. Raises
+    CheckpointError or UsageError."""
     from .. import checkpoint
     from ..api import choose_layers
+    from ..generate.draw import check_stack
 
     files = {file: checkpoint.load(file) for entry in settings.entries() for file in entry}
     skeleton = unet_skeleton(source) if files else None
-    for file in files.values():
-        if skeleton is not None:
-            choose_layers(skeleton, file, settings.target or None)
+    if skeleton is None:
+        return
+    for entry in settings.entries():
+        check_stack(entry, [list(choose_layers(skeleton, files[f], settings.target or None).values()) for f in entry])
 
 
 def _draw(settings: GenerateSettings, source: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,6 +27,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         return super().parse_known_args(None if args is None else self.joined(args), namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """One line, and exit status 2."""
+        self.exit(2, f"sd-hyena: {message} (see {self.prog} --help)\n")
 
     def joined(self, words: Sequence[str]) -> list[str]:
         """The words with flags by their names, and each of their values in one word with its flag."""

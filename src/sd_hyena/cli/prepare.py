@@ -12,7 +12,7 @@ from ..distill.prompts import default_prompts, list_images, read_prompts
 from ..models import check_size, locate, size_defaults
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
-from .train import choose_device, choose_dtype
+from .device import choose_device, choose_dtype
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,12 +37,14 @@ def run(args: dict[str, Any]) -> int:
     from ..distill.prepare import prepare
     from ..distill.shards import read_manifest
     from ..fingerprint import fingerprint
+    from ..generate.samplers import with_usable_scheduler
     from ..models import load_pipeline
     from .display import console, phase, preparing_progress
 
     read_manifest(folder)  # a folder that cannot be used is told before the model is loaded
     phase(f"loading {source.name}")
-    pipe = load_pipeline(source, device, choose_dtype(settings.mixed_precision), settings)
+    dtype = choose_dtype(settings.mixed_precision)
+    pipe = with_usable_scheduler(load_pipeline(source, device, dtype, settings))
     teacher = fingerprint(pipe)
     if images:
         plan = plan_images(settings, pipe, teacher, images)

@@ -17,6 +17,7 @@ from ..recipes import RECIPES, recipe_path
 from ..settings import add_arguments as add_settings
 from ..settings import resolve, to_toml
 from ..targets import find_targets, select
+from .device import choose_device, choose_dtype
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +51,20 @@ def run(args: dict[str, Any]) -> int:
 
     from ..distill.state import locked
 
-    accelerator = _accelerator(settings, device)
-    # The other processes of a distributed run write nothing: the main one holds the folder for all.
-    with locked(Path(settings.out_dir)) if accelerator.is_main_process else contextlib.nullcontext():
-        return _train(settings, source, accelerator, resume)
+    accelerator, folder = _accelerator(settings, device), Path(settings.out_dir)
+
+    def hold() -> contextlib.AbstractContextManager[None]:
+        # The other processes of a distributed run write nothing: the main one holds the folder for all.
+        return locked(folder) if accelerator.is_main_process else contextlib.nullcontext()
+
+    with contextlib.ExitStack() as held:
+        there = folder.exists()
+        if there:
+            held.enter_context(hold())
+        teacher = _teacher(settings, source, str(accelerator.device), _say(accelerator))
+        if not there:  # a model that cannot be had leaves no folder behind
+            held.enter_context(hold())
+        return _train(settings, source, teacher, accelerator, resume)
 
 
 def _recipe(name: str | None, path: str | None) -> str | Path | None:
@@ -123,10 +134,6 @@ def _accelerator(settings: TrainSettings, device: str) -> Any:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     if ":" in device:
         torch.cuda.set_device(device)
-    try:
-        os.makedirs(settings.log_dir, exist_ok=True)
-    except OSError as error:
-        raise SdHyenaError(f"log folder {settings.log_dir}: {error.strerror}") from None
     return Accelerator(
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
@@ -136,14 +143,30 @@ def _accelerator(settings: TrainSettings, device: str) -> Any:
     )
 
 
-def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resume: bool) -> int:
+def _say(accelerator: Any) -> Any:
+    """What says in which phase a run is: in the main process alone."""
+    from .display import phase
+
+    return phase if accelerator.is_main_process else logging.getLogger(__name__).debug
+
+
+def _train(
+    settings: TrainSettings,
+    source: ModelSource,
+    loaded: tuple[Any, dict[str, Any], bool],
+    accelerator: Any,
+    resume: bool,
+) -> int:
     from ..distill.logbook import Logbook
     from ..distill.trainer import Trainer
-    from .display import console, layer_table, phase, preparing_progress, training_progress
+    from .display import console, layer_table, preparing_progress, training_progress
 
     main = accelerator.is_main_process
-    say = phase if main else logging.getLogger(__name__).debug
-    teacher, record, whole = _teacher(settings, source, str(accelerator.device), say)
+    teacher, record, whole = loaded
+    try:
+        os.makedirs(settings.log_dir, exist_ok=True)
+    except OSError as error:
+        raise SdHyenaError(f"log folder {settings.log_dir}: {error.strerror}") from None
     run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.out_dir).name}"
     accelerator.init_trackers(run_name, config=vars(settings))
     prompts = _prompts(settings, source)
@@ -163,7 +186,7 @@ def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resum
             record,
             accelerator,
             is_demo=source.is_demo,
-            on_phase=say,
+            on_phase=_say(accelerator),
             on_progress=on_progress,
             on_save=logbook.pictures,
             on_prepare=on_prepare,
@@ -183,6 +206,7 @@ def _train(settings: TrainSettings, source: ModelSource, accelerator: Any, resum
 def _teacher(settings: TrainSettings, source: ModelSource, device: str, say: Any) -> tuple[Any, dict[str, Any], bool]:
     """The teacher, its record, and whether all of it was read: a run that needs no pictures needs its layers alone."""
     from ..fingerprint import fingerprint
+    from ..generate.samplers import with_usable_scheduler
     from ..models import load_pipeline
     from ..models.layers import read_layers
 
@@ -193,7 +217,7 @@ def _teacher(settings: TrainSettings, source: ModelSource, device: str, say: Any
             say(f"read {settings.target} of {source.name}, and no more: figures are on noise, the log has no pictures")
             return part, part.record, False
     say(f"loading {source.name}")
-    pipe = load_pipeline(source, device, dtype, settings)
+    pipe = with_usable_scheduler(load_pipeline(source, device, dtype, settings))
     return pipe, fingerprint(pipe), True
 
 
@@ -211,25 +235,3 @@ def _prompts(settings: TrainSettings, source: ModelSource) -> list[str]:
         _, prompts = read_shard(folder, finished_manifest(folder).shards[0])
         return prompts[1:] or prompts  # the first is the empty one
     return read_prompts(settings.prompts) if settings.prompts else default_prompts(source.is_demo)
-
-
-def choose_dtype(mixed_precision: str) -> Any:
-    """The torch type that a teacher runs in under ``--mixed_precision``."""
-    import torch
-
-    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
-
-
-def choose_device(name: str) -> str:
-    """ "auto" -> "cuda" if there is one, else "cpu". Raises UsageError for a device that is not there."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        raise UsageError(f"--device {name!r}: use auto, cpu, cuda or cuda:N") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: this machine has no usable CUDA device")
-    return name

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,18 +22,16 @@ logger = logging.getLogger(__name__)
 
 
 def seen_size(path: Path) -> tuple[int, int]:
-    """(width, height) in px of an image as it is meant to be seen. Raises UsageError for a file that is none."""
+    """(width, height) in px of an image as it is meant to be seen. Raises UsageError for a file that is none, or a
+    damaged one."""
     from PIL import Image
 
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.verify()
-        with Image.open(path, formats=FORMATS) as image:  # verify leaves nothing to read from
-            width, height = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise UsageError(f"image {path}: cannot be read as an image ({kinds})") from None
+    with _reading(path, UsageError), Image.open(path, formats=FORMATS) as image:
+        image.load()  # what is cut off shows only here
+        if _is_wide(image):
+            _eight_bits(image, path)
+        width, height = image.size
+        turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
     return (height, width) if turned else (width, height)
 
 
@@ -39,15 +40,34 @@ def read_rgb(path: Path) -> Image.Image:
     white. Raises SdHyenaError."""
     from PIL import Image, ImageOps
 
-    try:
+    with _reading(path, SdHyenaError):
         with Image.open(path, formats=FORMATS) as file:
             image = ImageOps.exif_transpose(file)
-        if image.mode == "F" or image.mode.startswith("I"):
+        if _is_wide(image):
             image = _eight_bits(image, path)
         image = image.convert("RGBA")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SdHyenaError(f"image {path}: cannot be read: {error}") from None
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+@contextlib.contextmanager
+def _reading(path: Path, kind: type[Exception]) -> Iterator[None]:
+    """Raises ``kind``, one line, for whatever Pillow raises within."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        yield
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise kind(f"image {path}: has more pixels than the {limit} that are read: make it smaller") from None
+    except UnidentifiedImageError:
+        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise kind(f"image {path}: cannot be read as an image ({kinds})") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise kind(f"image {path}: cannot be read: {error}") from None
+
+
+def _is_wide(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
 
 
 def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
@@ -61,7 +81,7 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
         whites = [white for white in WHITES[image.mode] if values.max() <= white]
         if not whites:
             raise ValueError(f"its greys go up to {values.max():g}, which says nothing of white")
-        logger.info("%s: 32-bit greys up to %g: %d is taken for white", path, values.max(), whites[0])
+        _say_white(path, values.max(), whites[0])
         white = whites[0]
     else:
         white = 65535
@@ -69,3 +89,8 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
     if isinstance(clear := image.info.get("transparency"), int):
         grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     return grey
+
+
+@functools.cache
+def _say_white(path: Path, brightest: float, white: int) -> None:
+    logger.info("%s: 32-bit greys up to %g: %d is taken for white", path, brightest, white)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from ..errors import UsageError
 from ..models.choices import ModelChoices
 from ..settings import option
+from ..texts import size_in
 from .prompts import read_prompts
 
 MIXED_PRECISION = ("no", "fp16", "bf16")
@@ -26,7 +26,7 @@ class PrepareSettings(ModelChoices):
     teacher_model: str = option(
         help="model that makes the data: demo, a diffusers folder, a single file, a hub id", short="-m", path=True
     )
-    out_dir: str = option("data", "folder for the data", short="-o", written=True)
+    out_dir: str = option("data", "folder for the data", short="-o", folder=True)
     prompts: str = option("", "file with one prompt a line for the teacher to draw; none: a built-in list", path=True)
     images: str = option(
         "", "folder of images with captions (x.png and x.txt) to use in place of drawn pictures", path=True
@@ -80,10 +80,10 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
     """``"256x256,384x256"`` -> [(256, 256), (384, 256)]: width and height in px. Raises UsageError."""
     sizes: list[tuple[int, int]] = []
     for word in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,5})x(\d{1,5})\s*", word)
-        if not match:
+        size = size_in(word)
+        if size is None:
             raise UsageError(f"--sizes {text!r}: give WIDTHxHEIGHT in px, a comma list such as 256x256,384x256")
-        sizes.append((int(match[1]), int(match[2])))
+        sizes.append(size)
         if sizes[-1] in sizes[:-1]:
             raise UsageError(f"--sizes {text!r}: {word.strip()} is there twice")
     return sizes

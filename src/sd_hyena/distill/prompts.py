@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
-from ..texts import read_text
+from ..texts import read_text, shortened, warn_of_syntax
 from .images import SUFFIXES, seen_size
 
+OTHER_TEXTS = (".json", ".jsonl", ".ndjson", ".yaml", ".yml", ".toml", ".xml", ".html", ".parquet")
+logger = logging.getLogger(__name__)
 GENERAL_PROMPTS = tuple(
     f"{medium} of {subject}"
     for subject in (
@@ -35,10 +40,13 @@ GENERAL_PROMPTS = tuple(
 
 def read_prompts(path: str) -> list[str]:
     """One prompt a line; blank lines and lines starting with # are left out. Raises UsageError."""
-    lines = read_text(Path(path), "prompts file").split("\n")
-    prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if Path(path).suffix.lower() in OTHER_TEXTS:
+        raise UsageError(f"prompts file {shortened(path)}: must be plain text with one prompt a line")
+    lines = [line.strip() for line in read_text(Path(path), "prompts file").split("\n")]
+    prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise UsageError(f"prompts file {path}: holds no prompt")
+    warn_of_syntax(f"prompts file {path}", prompts)
     return prompts
 
 
@@ -64,21 +72,41 @@ class CaptionedImage:
 def list_images(folder: Path) -> list[CaptionedImage]:
     """The images of a folder by name, each with the caption in the ``.txt`` beside it (empty: no prompt).
 
-    Raises UsageError for a folder without images, an image without a caption, and a
-    file that is no image.
+    Logs what else is there; files whose names begin with a dot are nobody's. Raises UsageError for a folder without
+    images, an image without a caption, and a file that is no image or a damaged one.
     """
     try:
-        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+        there = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:
         raise UsageError(f"images folder {folder}: {error.strerror}") from None
+    paths = [p for p in there if p.suffix.lower() in SUFFIXES and p.is_file()]
+    texts = {p.name: p for p in there if p.suffix.lower() == ".txt" and p.is_file()}
+    texts = {name.lower(): p for name, p in texts.items()} | texts  # as it is written goes before any case
+    names = {p: p.with_suffix(".txt").name for p in paths}
+    captions = {p: texts.get(name) or texts.get(name.lower()) for p, name in names.items()}
+    known = {*paths, *texts.values()}
+    ignored = _ignored([p for p in there if p not in known])
     if not paths:
-        raise UsageError(f"images folder {folder}: holds no {', '.join(s[1:] for s in SUFFIXES)} file")
-    bare = [p for p in paths if not p.with_suffix(".txt").is_file()]
+        beside = f", but {ignored}" if ignored else ""
+        raise UsageError(f"images folder {folder}: holds no {', '.join(s[1:] for s in SUFFIXES)} file{beside}")
+    if ignored:
+        logger.warning("images folder %s: ignored: %s", folder, ignored)
+    bare = [p for p, caption in captions.items() if caption is None]
     if bare:
         more = f" (nor do {len(bare) - 1} more)" if len(bare) > 1 else ""
         caption = bare[0].with_suffix(".txt").name
         raise UsageError(f"images folder {folder}: {bare[0].name} has no caption in {caption} beside it{more}")
     return [
-        CaptionedImage(path, " ".join(read_text(path.with_suffix(".txt"), "caption").split()), *seen_size(path))
-        for path in paths
+        CaptionedImage(path, " ".join(read_text(caption, "caption").split()), *seen_size(path))
+        for path, caption in captions.items()
+        if caption is not None
     ]
+
+
+def _ignored(paths: Sequence[Path]) -> str:
+    """How many of each kind, with the name of one: ``2 .heic (a.heic), 1 folder (10_fox)``."""
+    first: dict[str, str] = {}
+    kinds = [("folder" if p.is_dir() else p.suffix.lower() or "file") for p in paths]
+    for kind, path in zip(kinds, paths, strict=True):
+        first.setdefault(kind, path.name)
+    return ", ".join(f"{count} {kind} ({shortened(first[kind], 50)})" for kind, count in Counter(kinds).items())

@@ -48,8 +48,8 @@ class TrainSettings(ModelChoices, OperatorChoices):
     width: int = option(512, "image width in px; demo: 256 unless given; else the first of the sizes", short="-W")
     height: int = option(512, "image height in px; demo: 256 unless given; else the first of the sizes", short="-H")
     save_every_n_steps: int = option(40, "steps between saved files; 0: only the last step", short="-s")
-    log_dir: str = option("logs", "TensorBoard folder", short="-l", written=True)
-    out_dir: str = option("out", "folder for the trained files", short="-o", written=True)
+    log_dir: str = option("logs", "TensorBoard folder", short="-l", folder=True)
+    out_dir: str = option("out", "folder for the trained files", short="-o", folder=True)
     name_format: str = option(
         "Hyena-{s:05d}", "file name; {s}: updates applied, {t}: layer, for one file each", short="-f"
     )

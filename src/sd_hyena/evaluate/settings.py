@@ -52,7 +52,7 @@ class EvaluateSettings(ModelChoices):
         "",
         "folder for evaluation.json and .md, sheet.png, report.html; unless given, only print",
         short="-o",
-        written=True,
+        folder=True,
     )
 
     def validate(self) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,15 +45,18 @@ def attach_entry(pipe: Any, files: Sequence[str], settings: GenerateSettings) ->
     Raises UsageError if two stacked files hold the same layer.
     """
     patch.detach(pipe.unet)
-    replaced: list[str] = []
-    for file in files:
-        scaling = None if settings.scaling == "file" else settings.scaling
-        names = load_hyena(pipe, file, settings.target or None, scaling)
-        twice = sorted(set(names) & set(replaced))
-        if twice:
-            raise UsageError(f"{'+'.join(files)}: layer {twice[0]} is in more than one of the stacked files")
-        replaced += names
-    return replaced
+    scaling = None if settings.scaling == "file" else settings.scaling
+    replaced = [load_hyena(pipe, file, settings.target or None, scaling) for file in files]
+    check_stack(files, replaced)
+    return [name for names in replaced for name in names]
+
+
+def check_stack(files: Sequence[str], layers: Sequence[Sequence[str]]) -> None:
+    """Raises UsageError if two of the stacked files hold the same of their ``layers``."""
+    held = Counter(name for names in layers for name in names)
+    twice = sorted(name for name, count in held.items() if count > 1)
+    if twice:
+        raise UsageError(f"{'+'.join(files)}: layer {twice[0]} is in more than one of the stacked files")
 
 
 def draw_sweep(pipe: Any, settings: GenerateSettings, seed: int, model_hash: str) -> Iterator[Drawn]:

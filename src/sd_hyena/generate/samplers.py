@@ -77,12 +77,19 @@ def use_scheduler(pipe: Any, name: str, steps: int) -> None:
     """
     own = pipe.scheduler
     if name == "model":
-        lacking = own.config.get("rescale_betas_zero_snr") and not _takes(type(own), "rescale_betas_zero_snr")
-        scheduler = type(own).from_config(own.config, **_zero_snr(own.config)) if lacking else own
+        scheduler = with_usable_scheduler(pipe).scheduler
     else:
         scheduler = _make(own, name)
         logger.info("%s", _describe(scheduler, own, name))
     pipe.scheduler = fit(scheduler, steps, name)
+
+
+def with_usable_scheduler(pipe: Any) -> Any:
+    """The pipeline, its own scheduler replaced by one of its kind if it would divide by a signal that is zero."""
+    own = pipe.scheduler
+    if _divides_by_zero(type(own), own.config) and _takes(type(own), "trained_betas"):
+        pipe.scheduler = type(own).from_config(own.config, **_zero_snr(own.config))
+    return pipe
 
 
 def fit(scheduler: Any, steps: int, name: str) -> Any:
@@ -126,9 +133,14 @@ def _make(own: Any, name: str) -> Any:
     cls = getattr(diffusers, kind)
     stated = [key for key in _PREFERENCES if key not in own.config.get("_use_default_values", ())]
     taken = {"clip_sample": False} | {key: own.config[key] for key in (*_MODEL, *stated) if key in own.config}
-    if taken.get("rescale_betas_zero_snr") and (kind not in _EXACT or taken.get("prediction_type") == "epsilon"):
+    if _divides_by_zero(cls, taken):
         taken |= _zero_snr(taken)
     return cls(**({key: value for key, value in taken.items() if _takes(cls, key)} | options))
+
+
+def _divides_by_zero(cls: type, schedule: Mapping[str, Any]) -> bool:
+    exact = cls.__name__ in _EXACT and schedule.get("prediction_type", "epsilon") != "epsilon"
+    return bool(schedule.get("rescale_betas_zero_snr")) and not exact
 
 
 def _takes(cls: type, option: str) -> bool:

@@ -42,7 +42,7 @@ class GenerateSettings(ModelChoices):
     cfg_scale: float = option(7.0, "classifier-free guidance scale; 0 disables guidance", short="-c")
     iteration: int = option(1, "iterations; num_images * iterations images in all", short="-i")
     seed: int = option(-1, "of the first image, the next ones count up; -1 draws one", short="-k")
-    out_dir: str = option("./", "folder for the images", short="-o", written=True)
+    out_dir: str = option("./", "folder for the images", short="-o", folder=True)
     name_format: str = option(
         "image_{n:03d}",
         "file name; {h}: entry, {b}: iteration, {i}: image in it, {n}: image of the entry (of the sweep without {h})",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..texts import size_in
 
 if TYPE_CHECKING:
     from .settings import GenerateSettings
@@ -103,10 +104,10 @@ def hyena_fields(settings: GenerateSettings) -> dict[str, Any]:
 
 
 def _hires_size(settings: GenerateSettings) -> tuple[int, int]:
-    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX]\s*(\d{1,6})\s*", settings.hires)
-    if not match:
+    size = size_in(settings.hires)
+    if size is None:
         raise UsageError(f"--hires {settings.hires!r} must be a size in px such as 2048x2048")
-    width, height = map(int, match.groups())
+    width, height = size
     across, down = width / max(1, settings.width), height / max(1, settings.height)
     if min(across, down) < 1 or max(across, down) == 1:
         raise UsageError(f"--hires {settings.hires} must be larger than {settings.width}x{settings.height}")
