@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 import torch
+from diffusers.hooks import group_offloading
 from diffusers.hooks._helpers import AttentionProcessorMetadata, AttentionProcessorRegistry
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
@@ -180,6 +181,11 @@ def bring_back(attention: Any) -> None:
     """Puts everything of a Hyena layer where its operator is, if it was put aside."""
     for child in _others(attention):
         bring(child, attention.operator)
+
+
+def reapply_group_offloading(unet: nn.Module) -> None:
+    """Has diffusers' group offloading, if the UNet is under it, see the modules that are in it by now."""
+    group_offloading._maybe_remove_and_reapply_group_offloading(unet)
 
 
 def has_adapters(attention: nn.Module) -> bool:

@@ -18,10 +18,10 @@ from torch import nn
 
 from .errors import UsageError
 from .grid import drop, send
-from .hyena_attention import Attention, HyenaAttention, has_adapters, put_in, take_out
+from .hyena_attention import Attention, HyenaAttention, has_adapters, put_in, reapply_group_offloading, take_out
 from .nn import Operator
 from .nn.teacher import is_plain_self_attention
-from .placement import follow, reapply_group_offloading
+from .placement import follow
 from .targets import SUPPORTED, Target, check_fit, find_targets
 
 _LAYERS, _HOOKS = "_sd_hyena_layers", "_sd_hyena_hooks"  # a UNet's own record: by target name; hooks

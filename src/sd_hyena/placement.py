@@ -56,13 +56,6 @@ def compute_dtype(module: nn.Module) -> torch.dtype | None:
     return next(types, None)
 
 
-def reapply_group_offloading(unet: nn.Module) -> None:
-    """Has diffusers' group offloading, if the UNet is under it, see the modules that are in it by now."""
-    from diffusers.hooks import group_offloading
-
-    group_offloading._maybe_remove_and_reapply_group_offloading(unet)
-
-
 def put_aside(module: nn.Module) -> None:
     """Frees an accelerator of a module that is not in use; what is offloaded is aside already."""
     if not _is_offloaded(module) and _devices(module) - {"cpu", "meta"}:
