@@ -5,10 +5,10 @@ What a file is follows from its first bytes, whatever its name ends in. Nothing 
 
 from __future__ import annotations
 
-import builtins
 import json
 import re
 import struct
+import sys
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -261,9 +261,11 @@ def _unpickle(path: Path, mmap: bool) -> Any:
 def _is_extra(name: str) -> bool:
     """Whether a trainer may have left it: no function of Python's own, nor what torch should know how to read."""
     module, _, attribute = name.rpartition(".")
-    if not module:  # torch leaves out that of what is built in
-        return isinstance(getattr(builtins, attribute, None), type)
-    return module.partition(".")[0] not in ("torch", "os", "posix", "nt", "sys", "subprocess")
+    module = module or "builtins"  # which torch leaves out
+    root = module.partition(".")[0]
+    if root in sys.stdlib_module_names:
+        return isinstance(getattr(sys.modules.get(module), attribute, None), type)
+    return root != "torch"
 
 
 def _flatten(content: Any, prefix: str = "", depth: int = 3) -> Iterator[tuple[str, Tensor]]:
