@@ -486,23 +486,9 @@ def test_self_attention_guidance(parts, file, tmp_path, caplog):
 
 
 @pytest.mark.compatibility("Hosts", "pyramid attention broadcast", "works: replaced layers are skipped too")
-def test_pyramid_attention_broadcast(parts, file):
-    pipe = build(diffusers.StableDiffusionPipeline, parts)
-    sd_hyena.load_hyena(pipe, file)
-    config = diffusers.PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=2,
-        spatial_attention_timestep_skip_range=(-1, 1001),
-        spatial_attention_block_identifiers=("attn1",),
-        current_timestep_callback=lambda: 500,
-    )
-    diffusers.apply_pyramid_attention_broadcast(pipe.unet, config)
-    with watched(pipe.unet) as calls:
-        draw(pipe, width=SIZE, height=SIZE, num_inference_steps=4)
-    assert {name: len(shapes) for name, shapes in calls.items()} == dict.fromkeys(NAMES, 2)
-
-
 @pytest.mark.compatibility("Hosts", "hooks of diffusers set before loading", "see Hyena's output")
-def test_hooks_set_before_loading_do_not_bypass_hyena(parts, file):
+@pytest.mark.parametrize("hook_first", [True, False])
+def test_pyramid_attention_broadcast(hook_first, parts, file):
     pipe = build(diffusers.StableDiffusionPipeline, parts)
     config = diffusers.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2,
@@ -510,8 +496,11 @@ def test_hooks_set_before_loading_do_not_bypass_hyena(parts, file):
         spatial_attention_block_identifiers=("attn1",),
         current_timestep_callback=lambda: 500,
     )
+    if not hook_first:
+        sd_hyena.load_hyena(pipe, file)
     diffusers.apply_pyramid_attention_broadcast(pipe.unet, config)
-    sd_hyena.load_hyena(pipe, file)
+    if hook_first:
+        sd_hyena.load_hyena(pipe, file)
     with watched(pipe.unet) as calls:
         draw(pipe, width=SIZE, height=SIZE, num_inference_steps=4)
     assert {name: len(shapes) for name, shapes in calls.items()} == dict.fromkeys(NAMES, 2)
