@@ -56,6 +56,7 @@ DIFFUSERS_USERS = {
     "models/hub.py",
     "models/loading.py",
     "models/parts.py",
+    "models/quiet.py",
     "models/random_weights.py",
     "models/schedule.py",
     "models/single_file.py",

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import diffusers
 import pytest
@@ -372,3 +374,10 @@ def test_hub_ids_offline(cache, saved_folder):
     edit(snapshot / "model_index.json", unet=["mine", "UNet"])
     with pytest.raises(UsageError, match="code in a folder is not run"):
         load_pipeline(locate("some/thing"))
+
+
+def test_libraries_say_nothing_of_their_own():
+    """In a process of its own: they speak when they are first imported."""
+    command = [sys.executable, "-m", "sd_hyena", "targets", "-m", "demo", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -2,8 +2,9 @@
 
 from ..families import DEMO, DEMO_DIR
 from .choices import ModelChoices
-from .loading import load_pipeline, quiet_libraries, unet_skeleton
+from .loading import load_pipeline, unet_skeleton
 from .locate import ModelSource, check_size, locate, size_defaults
+from .quiet import quiet_libraries
 from .random_weights import random_pipeline
 
 __all__ = [

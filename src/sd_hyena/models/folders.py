@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import CheckpointError, UsageError
 from .parts import check_scheduler, check_weights, read_json
+from .quiet import quiet_libraries
 
 SAFETY = ("safety_checker", "feature_extractor")  # checks of drawn pictures: not loaded
 # What stands for each kind of component; weights are looked for apart.
@@ -34,6 +35,7 @@ def check_folder(folder: Path, name: str, variant: str = "") -> str:
     Raises UsageError if it is no pipeline with a UNet, would run code of its own, or has no such variant;
     CheckpointError if something that it should hold is missing.
     """
+    quiet_libraries()  # before a pipeline's class is looked at, which imports a good part of them
     index = read_index(folder, name)
     for component in ("vae", "scheduler", *_TEXT):
         if not index.get(component) and _is_needed(component, folder, name):

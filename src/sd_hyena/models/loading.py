@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import CheckpointError, SdHyenaError, UsageError
 from .choices import ModelChoices
 from .locate import ModelSource
+from .quiet import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -103,13 +104,3 @@ def is_finite(weight: torch.Tensor) -> bool:
         return True
     weight = weight.float() if weight.dtype.itemsize == 1 else weight
     return bool(torch.isfinite(weight.sum(dtype=torch.float32))) or bool(torch.isfinite(weight).all())
-
-
-def quiet_libraries() -> None:
-    """Stops diffusers' and transformers' own progress bars and advice; errors still reach the user."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()

@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from ..families import FAMILIES
-from .loading import quiet_libraries
+from .quiet import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
