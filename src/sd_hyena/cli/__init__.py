@@ -7,8 +7,10 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
-from .. import __version__
+from .. import __version__, interrupts
 from ..errors import SdHyenaError, UsageError
 from ..ops import environment
 from ..texts import check_text, shortened
@@ -31,7 +33,7 @@ COMMAND_LINE = "sd-hyena's command line"  # the name of its log handler
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0 done, 1 failure, 2 usage, 130 interrupted."""
+    """Runs one command; returns the exit status: 0 done, 1 failure, 2 usage, 128 + N ended by signal N."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(
         prog="sd-hyena",
@@ -56,6 +58,11 @@ def main(argv: list[str] | None = None) -> int:
     args = vars(known)
     run, debug = args.pop("run"), args.pop("debug")
     del args["command"]
+    with interrupts.guarded_output(), interrupts.handled():
+        return _run(run, args, debug)
+
+
+def _run(run: Callable[[dict[str, Any]], int], args: dict[str, Any], debug: bool) -> int:
     _log_our_lines_alone()
     try:
         for name, value in args.items():
@@ -63,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
                 check_text(name, value)
         environment.kernel()
         return run(args)
+    except interrupts.Interrupted as wish:
+        print(f"sd-hyena: {wish}", file=sys.stderr)
+        return 128 + wish.number
     except KeyboardInterrupt:
         return 130
     except (UsageError, SdHyenaError) as error:
@@ -70,8 +80,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"sd-hyena: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    except BrokenPipeError:
-        return 1
     except Exception as error:
         if debug:
             raise

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..benchmark.settings import ImageSettings
 from ..errors import UsageError
+from ..files import Claim
 from ..generate.samplers import check_steps, known_schedule, use_scheduler
 from ..generate.settings import GRID_NAME, GenerateSettings
 from ..generate.stages import stages
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any]) -> int:
     settings = resolve(GenerateSettings, args, defaults=lambda given: size_defaults(given["model"]))
     settings.validate()
+    claim = Claim(settings.outputs())
     source = locate(settings.model, settings.variant)
     for stage in stages(settings):
         check_size(source.name, stage.width, stage.height)
@@ -35,7 +37,7 @@ def run(args: dict[str, Any]) -> int:
     if settings.hires:
         _check_hires(source)
     check_files(settings, source)
-    return _draw(settings, source)
+    return _draw(settings, source, claim)
 
 
 def _check_hires(source: ModelSource) -> None:
@@ -59,11 +61,11 @@ def check_files(settings: GenerateSettings | ImageSettings, source: ModelSource)
         check_stack(entry, [list(choose_layers(skeleton, files[f], settings.target or None).values()) for f in entry])
 
 
-def _draw(settings: GenerateSettings, source: Any) -> int:
+def _draw(settings: GenerateSettings, source: Any, claim: Claim) -> int:
     import torch
 
     from ..fingerprint import HASH, fingerprint
-    from ..generate.draw import contact_sheet, draw_sweep, save_png
+    from ..generate.draw import contact_sheet, draw_sweep, to_png
     from ..generate.memory import check_offload, place, spare_vae
     from ..models import load_pipeline
     from .display import console, phase
@@ -81,12 +83,17 @@ def _draw(settings: GenerateSettings, source: Any) -> int:
     seed = settings.seed if settings.seed >= 0 else random.SystemRandom().randrange(2**31)
     rows: list[list[Any]] = [[] for _ in settings.entries()]
     total = len(rows) * settings.num_images * settings.iteration
-    for drawn in draw_sweep(pipe, settings, seed, model_hash):
-        rows[drawn.entry].append(drawn.image)
-        done = sum(map(len, rows))
-        console.print(f"{done}/{total} {drawn.path} seed {drawn.seed}, {drawn.seconds:.2f} s", soft_wrap=True)
+    done = 0
+    try:
+        for drawn in draw_sweep(pipe, settings, seed, model_hash, claim):
+            rows[drawn.entry].append(drawn.image)
+            done += 1
+            console.print(f"{done}/{total} {drawn.path} seed {drawn.seed}, {drawn.seconds:.2f} s", soft_wrap=True)
+    except KeyboardInterrupt:
+        console.print(f"stopped; {done} of {total} pictures are kept in {settings.out_dir}", soft_wrap=True)
+        raise
     if settings.grid:
         labels = [" + ".join(files) or f"{settings.model} (attention)" for files in settings.entries()]
-        path = save_png(contact_sheet(rows, labels), Path(settings.out_dir) / GRID_NAME, overwrite=settings.overwrite)
+        path = claim.write(Path(settings.out_dir) / GRID_NAME, to_png(contact_sheet(rows, labels)))
         console.print(str(path), soft_wrap=True)
     return 0

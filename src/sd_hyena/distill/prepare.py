@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import interrupts
 from ..errors import SdHyenaError, UsageError
 from ..families import from_text
+from ..files import locked, make_folder, remove_strays
 from ..fingerprint import HASH, SAMPLE, distance, exact
 from ..generate.sampling import why_not_finite
 from .data import Dataset, open_prepared
@@ -36,9 +38,7 @@ from .shards import (
     write_manifest,
     write_shard,
 )
-from .state import locked
 
-LOCK = ".prepare-lock"
 logger = logging.getLogger(__name__)
 
 
@@ -56,7 +56,7 @@ def prepare(
     Raises UsageError if the folder holds other data (``overwrite`` starts over) or another run is writing it
     (``wait`` says so in a line and waits), SdHyenaError if something cannot be written or read.
     """
-    with locked(folder, LOCK, "prepare", wait):
+    with locked(folder, wait):
         manifest = _manifest(plan, folder, overwrite)
         done = 0
         for number, (size, items) in enumerate(plan.shards):
@@ -67,20 +67,21 @@ def prepare(
                     continue
                 logger.warning("%s: %s: making it anew", folder / shard_name(number), wrong)
             on_progress(done, plan.n_items)
-            parts = []
-            for start in range(0, len(items), batch_size):
-                parts.append(_make(pipe, plan, size, items[start : start + batch_size]))
-                on_progress(done + min(start + batch_size, len(items)), plan.n_items)
-            done += len(items)
-            latents = torch.cat(parts).float().cpu()
-            if not latents.isfinite().all():
-                raise SdHyenaError(f"{shard_name(number)}: latents are not finite: {why_not_finite(pipe)}")
-            prompts = list(dict.fromkeys(["", *(item.prompt for item in items)]))
-            rows = torch.tensor([prompts.index(item.prompt) for item in items])
-            tensors = {"latents": latents, "prompt": rows} | prompt_states(pipe, prompts)
-            held_out = [row for row, item in enumerate(items) if item.held_out]
-            manifest.shards[number : number + 1] = [write_shard(folder, number, size, tensors, prompts, held_out)]
-            write_manifest(folder, manifest)
+            with interrupts.unit("shard of pictures"):
+                parts = []
+                for start in range(0, len(items), batch_size):
+                    parts.append(_make(pipe, plan, size, items[start : start + batch_size]))
+                    on_progress(done + min(start + batch_size, len(items)), plan.n_items)
+                done += len(items)
+                latents = torch.cat(parts).float().cpu()
+                if not latents.isfinite().all():
+                    raise SdHyenaError(f"{shard_name(number)}: latents are not finite: {why_not_finite(pipe)}")
+                prompts = list(dict.fromkeys(["", *(item.prompt for item in items)]))
+                rows = torch.tensor([prompts.index(item.prompt) for item in items])
+                tensors = {"latents": latents, "prompt": rows} | prompt_states(pipe, prompts)
+                held_out = [row for row, item in enumerate(items) if item.held_out]
+                manifest.shards[number : number + 1] = [write_shard(folder, number, size, tensors, prompts, held_out)]
+                write_manifest(folder, manifest)
         on_progress(plan.n_items, plan.n_items)
 
 
@@ -155,10 +156,10 @@ def check_teacher(manifest: Manifest, folder: Path, teacher: dict[str, Any], dty
 def _manifest(plan: Plan, folder: Path, overwrite: bool) -> Manifest:
     """The folder's manifest if it fits the plan, else a new one; stray temporary files go."""
     found = read_manifest(folder)
+    remove_strays(make_folder(folder / SHARDS))
+    if found is None and not overwrite:
+        check_foreign(folder, len(plan.shards))
     try:
-        (folder / SHARDS).mkdir(exist_ok=True)
-        for stray in (folder / SHARDS).glob(".*.tmp"):
-            stray.unlink(missing_ok=True)
         if found is not None and overwrite:
             (folder / MANIFEST).unlink()
             for number in range(found.n_shards):
@@ -181,6 +182,13 @@ def _manifest(plan: Plan, folder: Path, overwrite: bool) -> Manifest:
             "--overwrite starts over"
         )
     return found
+
+
+def check_foreign(folder: Path, n_shards: int) -> None:
+    """Raises UsageError if a folder without a manifest has files of the names that shards get."""
+    there = next((path for path in (folder / shard_name(n) for n in range(n_shards)) if path.exists()), None)
+    if there is not None:
+        raise UsageError(f"{there} exists, and no {MANIFEST} says what it is: choose another folder, or --overwrite")
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
