@@ -99,7 +99,7 @@ def guarded_output() -> Iterator[None]:
     """Has standard output and error survive within the block: a reader that goes away asks for the run's end as a
     signal does; what cannot be written for other reasons, such as a full disk, is let go."""
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_Guarded(stream) for stream in streams)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (_Guarded(stream) for stream in streams)
     try:
         yield
     finally:

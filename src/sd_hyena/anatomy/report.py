@@ -108,7 +108,7 @@ def write(folder: Path, result: Anatomy, claim: Claim | None = None) -> list[Pat
     returns their paths. Raises SdHyenaError if the folder cannot be written to."""
     paths = [make_folder(folder) / name for name in FILES]
     claim = claim or Claim(paths)
-    contents = (
+    contents: tuple[str | bytes, ...] = (
         markdown(result),
         json.dumps(result.record(), indent=1) + "\n",
         plot_heads(result),

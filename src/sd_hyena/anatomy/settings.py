@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..distill.prompts import default_prompts, read_prompts
 from ..errors import UsageError
-from ..files import refuse_existing
 from ..families import ARCHITECTURES, DEMO
+from ..files import refuse_existing
 from ..models.choices import ModelChoices
 from ..settings import option
 from ..targets import parse_names

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..config import OPERATORS, OperatorChoices
 from ..errors import UsageError
-from ..files import refuse_existing
 from ..families import ARCHITECTURES
+from ..files import refuse_existing
 from ..generate.settings import split_entries
 from ..models.choices import ModelChoices
 from ..settings import check_path, option

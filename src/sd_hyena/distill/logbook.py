@@ -42,13 +42,13 @@ class Logbook:
         values |= {f"loss{where}/{name}": v for name, v in progress.mse.items()}
         values |= {f"relative_error{where}/{name}": v for name, v in progress.relative_error.items()}
         values |= {f"joint/{name}": v for name, v in progress.parts.items()}
-        self._log(values, progress.step)
+        self._write(self.accelerator.log, values, step=progress.step)
 
     def figures(self, result: Result) -> None:
         """Relative error per layer on what is held out, at the end."""
         tag = "held_out_error_on_noise" if result.measured_on == "noise" else "held_out_error"
         values = {f"{tag}/{name}": figures["relative_error"] for name, figures in result.figures.items()}
-        self._log(values, result.step)
+        self._write(self.accelerator.log, values, step=result.step)
 
     def close(self) -> None:
         """Puts what is still to be written on the disk."""
@@ -71,17 +71,14 @@ class Logbook:
         sheet = np.concatenate([self._teacher_row, row], axis=0)
         for tracker in self.accelerator.trackers:
             images = {"teacher above student": sheet[None]}
-            self._write(lambda: tracker.log_images(images, step=step, dataformats="NHWC"))
+            self._write(tracker.log_images, images, step=step, dataformats="NHWC")
 
-    def _log(self, values: dict[str, float], step: int) -> None:
-        self._write(lambda: self.accelerator.log(values, step=step))
-
-    def _write(self, action: Callable[[], None]) -> None:
+    def _write(self, action: Callable[..., None], *arguments: Any, **options: Any) -> None:
         """A log that cannot be written is no reason to lose a run."""
         if self._lost:
             return
         try:
-            action()
+            action(*arguments, **options)
         except OSError as error:
             self._lost = True
             folder = self.accelerator.project_configuration.logging_dir

@@ -20,8 +20,13 @@ STATE = ".train-state.pt"
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Replaces the folder's resume state atomically. Raises SdHyenaError if it cannot be written."""
-    torch.save(state, data := io.BytesIO())  # not to the file: torch has no words for a full disk
-    write_file(folder / STATE, data.getvalue())
+    write_file(folder / STATE, serialised(state))
+
+
+def serialised(content: Any) -> bytes:
+    """What torch.save would write: to a file itself, it has no words for a full disk."""
+    torch.save(content, data := io.BytesIO())
+    return data.getvalue()
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ def write_report(folder: Path, result: Evaluation, more: str = "", claim: Claim 
     paths = [make_folder(folder) / name for name in FILES]
     claim = claim or Claim(paths)
     plot = plot_errors(result)
-    contents = (
+    contents: tuple[str | bytes, ...] = (
         _html(result, plot, more),
         markdown(result),
         json.dumps(result.figures(), indent=2) + "\n",
