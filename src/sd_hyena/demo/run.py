@@ -67,7 +67,7 @@ class DemoSettings:
         """The files to write, but those of the training run."""
         pictures = [f"{number:02d}_{who}.png" for number in range(self.prompts) for who in ("teacher", "student")]
         others = ("side_by_side.png", "times.png", "times.svg", "figures.json")
-        return [Path(self.out_dir) / name for name in (*pictures, *others, *FILES)]
+        return [Path(self.out_dir) / name for name in (*FILES, *pictures, *others)]
 
 
 @dataclass
