@@ -22,11 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal's wish that the run end. ``number``: the signal's."""
+    """A signal's wish that the run end. ``number``: the signal's; ``kept``: what there is of the run, in words."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
+        self.number, self.kept = number, "nothing was written"
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.number).name}: {self.kept}"
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -93,6 +94,8 @@ def _run(run: Callable[[dict[str, Any]], int], args: dict[str, Any], debug: bool
 
 def _log_our_lines_alone() -> None:
     """Our log goes to standard error, a line each; what libraries have to say goes nowhere."""
+    threading.excepthook = lambda failed: logging.debug("in a thread", exc_info=failed.exc_value)
+    logging.raiseExceptions = False  # a log that cannot be written
     ours, root = logging.getLogger("sd_hyena"), logging.getLogger()
     ours.setLevel(logging.INFO)
     for handler in [each for each in ours.handlers if each.name == COMMAND_LINE]:  # of an earlier call

@@ -8,6 +8,7 @@ from typing import Any
 from ..arguments import given_path
 from ..errors import UsageError
 from ..files import refuse_existing
+from ..interrupts import Interrupted
 from ..settings import check_path
 
 
@@ -53,8 +54,8 @@ def run(args: dict[str, Any]) -> int:
     try:
         with training_progress(settings.n_steps) as advance:
             result = demonstrate(settings, phase, advance)
-    except KeyboardInterrupt:
-        console.print("stopped; the same command with --overwrite starts again", soft_wrap=True)
+    except Interrupted as wish:
+        wish.kept = "the same command with --overwrite starts again"
         raise
     print_tables(all_tables(result.evaluation))
     for row in result.rows:

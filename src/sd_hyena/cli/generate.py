@@ -13,6 +13,7 @@ from ..files import Claim
 from ..generate.samplers import check_steps, known_schedule, use_scheduler
 from ..generate.settings import GRID_NAME, GenerateSettings
 from ..generate.stages import stages
+from ..interrupts import Interrupted
 from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
@@ -89,8 +90,8 @@ def _draw(settings: GenerateSettings, source: Any, claim: Claim) -> int:
             rows[drawn.entry].append(drawn.image)
             done += 1
             console.print(f"{done}/{total} {drawn.path} seed {drawn.seed}, {drawn.seconds:.2f} s", soft_wrap=True)
-    except KeyboardInterrupt:
-        console.print(f"stopped; {done} of {total} pictures are kept in {settings.out_dir}", soft_wrap=True)
+    except Interrupted as wish:
+        wish.kept = f"{done} of {total} pictures are kept in {settings.out_dir}"
         raise
     if settings.grid:
         labels = [" + ".join(files) or f"{settings.model} (attention)" for files in settings.entries()]

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..distill.settings import TrainSettings, chosen_sizes
 from ..errors import UsageError
-from ..files import cannot_write, locked, make_folder
+from ..files import cannot_write, locked
+from ..interrupts import Interrupted
 from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
 from ..recipes import RECIPES, recipe_path
 from ..settings import add_arguments as add_settings
@@ -50,7 +51,6 @@ def run(args: dict[str, Any]) -> int:
         _refuse_overwriting(settings, resume)
 
     accelerator, folder = _accelerator(settings, device), Path(settings.out_dir)
-    make_folder(settings.log_dir)
 
     def hold() -> contextlib.AbstractContextManager[None]:
         # The other processes of a distributed run write nothing: the main one holds the folder for all.
@@ -191,10 +191,9 @@ def _train(
         )
         try:
             result = trainer.run(resume)
-        except KeyboardInterrupt:
-            if main:
-                kept = f"{trainer.files[-1]} is saved; --resume goes on from there" if trainer.files else "nothing new"
-                console.print(f"stopped: {kept}", soft_wrap=True)
+        except Interrupted as wish:
+            if trainer.files:
+                wish.kept = f"{trainer.files[-1]} is saved; --resume goes on from there"
             raise
     logbook.figures(result)
     logbook.close()
