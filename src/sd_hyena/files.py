@@ -68,6 +68,11 @@ class Claim:
     def __init__(self, paths: Iterable[Path] = ()) -> None:
         self._known = {path: _mark(path) for path in paths}
 
+    def remove(self, path: Path) -> None:
+        """Removes what this run may replace."""
+        if (mark := _mark(path)) is not None and mark == self._known.get(path):
+            path.unlink()
+
     def write(self, path: Path, data: bytes | str) -> Path:
         """:func:`write_file`, or :func:`write_new` with a warning; returns where it went."""
         mark = _mark(path)

@@ -112,25 +112,28 @@ def guarded_output() -> Iterator[None]:
 
 class _Guarded:
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        self._stream, self._lost = stream, False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError as error:
-            self._lose(error)
-            return len(text)
+        self._try(self._stream.write, text)
+        return len(text)
 
     def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[..., Any], *arguments: Any) -> None:
+        if self._lost:
+            return
         try:
-            self._stream.flush()
+            action(*arguments)
         except OSError as error:
             self._lose(error)
 
     def _lose(self, error: OSError) -> None:
+        self._lost = True
         with contextlib.suppress(OSError, ValueError, AttributeError):  # or leaving Python would fail at it again
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())

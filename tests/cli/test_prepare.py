@@ -131,6 +131,17 @@ def test_other_data_are_not_overwritten_unless_asked(tmp_path, capsys):
     assert len(contents(data)) == 2
 
 
+@pytest.mark.reliability(8)
+def test_shards_of_others_are_not_replaced_unasked(tmp_path, capsys):
+    shard = tmp_path / "data" / "shards" / "00000.safetensors"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(b"mine")
+    assert prepare(tmp_path / "data") == 2
+    assert f"{shard} exists, and no manifest.json says what it is" in capsys.readouterr().err
+    assert shard.read_bytes() == b"mine"
+    assert prepare(tmp_path / "data", "--overwrite") == 0
+
+
 def test_two_runs_on_one_folder(tmp_path, capsys):
     from sd_hyena.files import locked
 

@@ -376,6 +376,40 @@ def test_two_runs_on_one_folder(tmp_path, capsys):
     assert "in use by another run" in capsys.readouterr().err
 
 
+@pytest.mark.reliability(8, 9)
+def test_a_run_that_starts_over_is_not_resumed_as_the_old_one(tmp_path, capsys, monkeypatch):
+    from sd_hyena.distill.students import Students
+
+    out = tmp_path / "out"
+    assert train(out, "-n", 1) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(Students, "forward", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert train(out, "-n", 1, "--overwrite") == 130
+    assert not (out / ".train-state.pt").exists()
+    assert train(out, "-n", 1, "--resume") == 2
+    assert "Hyena-00001.safetensors exists" in capsys.readouterr().err
+
+
+@pytest.mark.reliability(7)
+def test_a_log_that_cannot_be_written_is_no_reason_to_lose_a_run(tmp_path, caplog, monkeypatch):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    write, written = RecordWriter.write, []
+
+    def full(self, data):
+        written.append(data)
+        if len(written) > 3:
+            raise OSError(28, "No space left on device")
+        write(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    assert train(tmp_path / "out", "-n", 4) == 0
+    assert [m for m in caplog.messages if "without a log" in m] == [
+        f"{tmp_path / 'logs'}: cannot write: No space left on device: the run goes on without a log"
+    ]
+    checkpoint.load(tmp_path / "out" / "Hyena-00004.safetensors")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
     from sd_hyena.distill.students import Students
 

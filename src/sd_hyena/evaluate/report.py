@@ -37,6 +37,8 @@ def write_report(folder: Path, result: Evaluation, more: str = "", claim: Claim 
         to_png(sheet(result)),
         plot,
     )
+    if not plot:  # nor is there one of these figures
+        claim.remove(paths[-1])
     return [claim.write(path, data) for path, data in zip(paths, contents, strict=True) if data]
 
 
