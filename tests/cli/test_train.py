@@ -394,11 +394,10 @@ def test_a_run_that_starts_over_is_not_resumed_as_the_old_one(tmp_path, capsys, 
 def test_a_log_that_cannot_be_written_is_no_reason_to_lose_a_run(tmp_path, caplog, monkeypatch):
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    write, written = RecordWriter.write, []
+    write = RecordWriter.write
 
     def full(self, data):
-        written.append(data)
-        if len(written) > 3:
+        if b"relative_error/" in data:
             raise OSError(28, "No space left on device")
         write(self, data)
 
