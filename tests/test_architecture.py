@@ -13,6 +13,8 @@ LAYER = {
     "config": 0,
     "errors": 0,
     "files": 0,
+    "finite": 0,
+    "strict_json": 0,
     "names": 0,
     "settings": 0,
     "texts": 0,
@@ -69,7 +71,7 @@ DIFFUSERS_USERS = {
 }
 
 
-FOUNDATIONS = {"arguments", "errors", "settings", "texts"}  # below even what needs no torch
+FOUNDATIONS = {"arguments", "errors", "finite", "settings", "texts"}  # below even what needs no torch
 
 
 def imports(path):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from .. import strict_json
 from ..errors import SdHyenaError
 from ..evaluate.tables import Table, markdown_table
 from ..files import atomic_path
@@ -110,7 +110,8 @@ def write(folder: Path, result: Anatomy) -> list[Path]:
     paths = [folder / name for name in FILES]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for path, text in zip(paths[:2], (markdown(result), json.dumps(result.record(), indent=1) + "\n"), strict=True):
+        record = strict_json.dumps(result.record(), str(paths[1]), 1)
+        for path, text in zip(paths[:2], (markdown(result), record + "\n"), strict=True):
             with atomic_path(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         for path, plot in zip(paths[2:], (plot_heads, plot_displacement), strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .. import strict_json
 from ..benchmark.figures import plot_sizes
 from ..benchmark.kinds import Shape, latent_cells
 from ..benchmark.measure import Limits, Row, crossover, measure_sizes
@@ -153,7 +153,7 @@ def _write(out: Path, result: Demonstration) -> None:
     title = f"one layer, 320 channels, batch 1, float32\n{describe(result.evaluation.machine)}"
     plot_sizes(result.rows, title, out / "times.png", out / "times.svg")
     with atomic_path(out / "figures.json") as temporary:
-        temporary.write_text(json.dumps(result.figures(), indent=2))
+        temporary.write_text(strict_json.dumps(result.figures(), str(out), 2))
     write_report(out, result.evaluation, _times(out, result))
 
 

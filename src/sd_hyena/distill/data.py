@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SdHyenaError
-from ..families import unet_call
-from .shards import Manifest, finished_manifest, read_shard
+from ..families import MASK_CHANNELS, unet_call
+from .manifest import Manifest
+from .shards import finished_manifest, read_shard
 
 
 @dataclass
@@ -78,10 +79,34 @@ def open_prepared(folder: Path, check: bool = True) -> Dataset:
         for row in range(shard.items):
             part = buckets[shard.size].validation if row in held_out else buckets[shard.size].training
             part.append((number, row))
+        if _kinds(shards[-1]) != _kinds(shards[0]):
+            raise SdHyenaError(f"{folder / shard.file}: holds tensors of other shapes or types than the first shard")
     dataset = Dataset(manifest, shards, list(buckets.values()))
     if not (any(b.training for b in dataset.buckets) and any(b.validation for b in dataset.buckets)):
         raise SdHyenaError(f"data folder {folder}: needs pictures to learn from and held-out ones")
     return dataset
+
+
+def check_fits(data: Dataset, pipe: Any, folder: Path) -> None:
+    """Raises SdHyenaError if what a folder holds is not what a pipeline's UNet takes."""
+    config, shard = pipe.unet.config, data.shards[0]
+    (width, _), channels, cells = data.manifest.shards[0].size, *shard["latents"].shape[1::2]
+    wanted = {
+        "latents' channels": (channels, (config.in_channels, config.in_channels - MASK_CHANNELS)),
+        "px a cell": (width // cells, (pipe.vae_scale_factor,)),
+        "states' width": (shard["states"].shape[-1], (config.cross_attention_dim,)),
+        "pooled states": ("pooled" in shard, (getattr(config, "addition_embed_type", None) == "text_time",)),
+    }
+    for what, (found, allowed) in wanted.items():
+        if found not in allowed:
+            raise SdHyenaError(
+                f"{folder / data.manifest.shards[0].file}: {what}: {found}, but this model has {allowed[0]}"
+            )
+
+
+def _kinds(shard: dict[str, Tensor]) -> dict[str, Any]:
+    """What all shards have in common."""
+    return {name: (t.dtype, t.shape[1 : 2 if name == "latents" else None]) for name, t in shard.items()}
 
 
 class TeacherInputs:

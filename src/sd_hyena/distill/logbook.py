@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from ..finite import damaged_weight
 from ..generate.sampling import NotFiniteError, sample
 from ..patch import attach, detach
 from .results import Progress, Result
@@ -56,7 +57,10 @@ class Logbook:
                 self._teacher_row = self._draw()
             attach(self.pipe.unet, {name: copy.deepcopy(operator) for name, operator in students.items()})
             row = self._draw()
-        except NotFiniteError as error:  # no reason to lose a run
+        except NotFiniteError as error:
+            if damaged_weight(self.pipe):
+                raise
+            # no reason to lose a run
             logger.warning("no pictures in the log at step %d: %s", step, error)
             return
         finally:

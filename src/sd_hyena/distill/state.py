@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,19 +50,6 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Replaces the folder's resume state atomically."""
     with atomic_path(folder / STATE) as temporary:
         torch.save(state, temporary)
-
-
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """The resume state, or None if the folder has none. Raises SdHyenaError if it is damaged."""
-    path = folder / STATE
-    if not path.exists():
-        return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a damaged file
-        raise SdHyenaError(
-            f"{path}: cannot resume from it ({os.path.basename(str(error))[:80]}): remove it to start anew"
-        ) from None
 
 
 class Average:

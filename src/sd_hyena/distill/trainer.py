@@ -35,8 +35,9 @@ from .losses import Distance, Losses, layer_losses
 from .optimisation import make_optimizer, make_schedule
 from .prepare import training_data
 from .results import Progress, Result
+from .resume import read_state, restore, resuming
 from .settings import TrainSettings
-from .state import Average, load_state, save_state
+from .state import STATE, Average, save_state
 from .students import Students, configure, pretrained_layers
 
 VALIDATION_SAMPLES = 64
@@ -85,7 +86,7 @@ class Trainer:
         """Trains to the last step, or until SIGINT or SIGTERM; then saves. Raises SdHyenaError if the loss
         stops being finite, leaving the last good files in place."""
         started = time.time()
-        state = load_state(self.out) if resume else None
+        state = read_state(self.out) if resume else None
         if resume and state is None:
             self.on_phase(f"nothing to resume in {self.out}: starting at step 0")
         self.seed = self._choose_seed(state)
@@ -102,7 +103,15 @@ class Trainer:
         if state is not None:
             self._check_same_run(state)
             step = state["step"]
-            self.students.load_state_dict(state["students"])
+            with resuming(self.out / STATE):
+                self.students.load_state_dict(state["students"])
+                first, last = (
+                    (0, self.settings.n_steps)
+                    if state["stage"] == 1
+                    else (self.settings.n_steps, self.settings.total_steps)
+                )
+                if not first <= step <= last:
+                    raise ValueError(f"stage {state['stage']} has no step {step}")
             self.on_phase(f"resuming at step {step}")
         s, later = self.settings, state is not None and state["stage"] == 2
         if s.n_steps and not later:
@@ -141,11 +150,10 @@ class Trainer:
         scheduler = make_schedule(optimizer, s.lr_scheduler, s.lr_warmup_steps, steps, accelerator.num_processes)
         self.average = Average(self.students, s.ema_decay if stage == 2 else 0)
         if state is not None:
-            optimizer.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
-            if accelerator.scaler is not None and state["scaler"]:
-                accelerator.scaler.load_state_dict(state["scaler"])
-            self.average.load_state_dict(state["average"])
+            with resuming(self.out / STATE):
+                restore(optimizer, scheduler, self.average, state)
+                if accelerator.scaler is not None and state["scaler"]:
+                    accelerator.scaler.load_state_dict(state["scaler"])
         self.stage = stage
         self.model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
 
@@ -379,7 +387,7 @@ class Trainer:
                 self.on_save(step, self.students)
 
     def _check_same_run(self, state: dict[str, Any]) -> None:
-        before = json.loads(state["settings"]) | json.loads(state["identity"])
+        before = state["settings"] | state["identity"]
         now = asdict(self.settings) | self.identity
         changed = [k for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
         if changed:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import html
-import json
 from pathlib import Path
 
 from PIL import Image
 
+from .. import strict_json
 from ..errors import SdHyenaError
 from ..files import atomic_path
 from ..generate.draw import contact_sheet, save_png
@@ -33,7 +33,8 @@ def write_report(folder: Path, result: Evaluation, more: str = "") -> list[Path]
         written = [folder / name for name in ("report.html", "evaluation.md", "evaluation.json", "sheet.png")]
         if plot_errors(result, folder / PLOT):
             written.append(folder / PLOT)
-        texts = (_html(result, folder, more), markdown(result), json.dumps(result.figures(), indent=2) + "\n")
+        figures = strict_json.dumps(result.figures(), str(folder), 2)
+        texts = (_html(result, folder, more), markdown(result), figures + "\n")
         for path, text in zip(written[:3], texts, strict=True):
             with atomic_path(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
