@@ -45,9 +45,11 @@ def beyond(dtype: torch.dtype) -> str:
 
 
 def damaged_weight(pipe: Any) -> str:
-    """The first weight of a pipeline that is not finite, its component before it, or ""."""
-    parts = getattr(pipe, "components", {}).items()
-    return first_not_finite({name: part.state_dict() for name, part in parts if hasattr(part, "state_dict")})
+    """The first weight of a pipeline that is not finite, in words, or ""."""
+    for component, part in getattr(pipe, "components", {}).items():
+        if hasattr(part, "state_dict") and (name := first_not_finite(part.state_dict())):
+            return f"{component}'s weight {name}"
+    return ""
 
 
 def why_not_finite(pipe: Any) -> str:

@@ -38,7 +38,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_MANY_PARTS = 1_000_000  # in a pickle: far above any checkpoint's
+_MANY_PARTS = 200_000  # in a pickle: far above any checkpoint's
 _MANY = 64  # times that a pickle is tried with one more kind of object, which a trainer left beside the weights
 # Files that are renamed or saved by mistake, by their first bytes.
 _OTHERS = {

@@ -89,19 +89,16 @@ def open_prepared(folder: Path, check: bool = True) -> Dataset:
 
 def check_fits(data: Dataset, pipe: Any, folder: Path) -> None:
     """Raises SdHyenaError if what a folder holds is not what a pipeline's UNet takes."""
-    config, shard = pipe.unet.config, data.shards[0]
-    (width, _), channels, cells = data.manifest.shards[0].size, *shard["latents"].shape[1::2]
-    wanted = {
-        "latents' channels": (channels, (config.in_channels, config.in_channels - MASK_CHANNELS)),
-        "px a cell": (width // cells, (pipe.vae_scale_factor,)),
-        "states' width": (shard["states"].shape[-1], (config.cross_attention_dim,)),
-        "pooled states": ("pooled" in shard, (getattr(config, "addition_embed_type", None) == "text_time",)),
-    }
-    for what, (found, allowed) in wanted.items():
+    config, first, shard = pipe.unet.config, data.manifest.shards[0], data.shards[0]
+    channels, cells = shard["latents"].shape[1], shard["latents"].shape[3]
+    for what, found, allowed in (
+        ("channels of latents", channels, (config.in_channels, config.in_channels - MASK_CHANNELS)),
+        ("px to a cell of latents", first.size[0] // cells, (pipe.vae_scale_factor,)),
+        ("width of states", shard["states"].shape[-1], (config.cross_attention_dim,)),
+        ("pooled states", "pooled" in shard, (config.get("addition_embed_type") == "text_time",)),
+    ):
         if found not in allowed:
-            raise SdHyenaError(
-                f"{folder / data.manifest.shards[0].file}: {what}: {found}, but this model has {allowed[0]}"
-            )
+            raise SdHyenaError(f"{folder / first.file}: {what}: {found}, where this model has {allowed[0]}")
 
 
 def _kinds(shard: dict[str, Tensor]) -> dict[str, Any]:

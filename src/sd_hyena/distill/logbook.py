@@ -58,9 +58,9 @@ class Logbook:
             attach(self.pipe.unet, {name: copy.deepcopy(operator) for name, operator in students.items()})
             row = self._draw()
         except NotFiniteError as error:
-            if damaged_weight(self.pipe):
+            detach(self.pipe.unet)
+            if damaged_weight(self.pipe):  # the teacher's own; else it is no reason to lose a run
                 raise
-            # no reason to lose a run
             logger.warning("no pictures in the log at step %d: %s", step, error)
             return
         finally:

@@ -17,15 +17,8 @@ from torch import Tensor
 SHARDS = "shards"
 MAX_SHARDS, MAX_SIDE = 1 << 20, 1 << 16
 _MANIFEST = {"format": str, "version": int, "identity": dict, "n_shards": int, "shards": list}
-_IDENTITY: dict[str, type] = {
-    "kind": str,
-    "teacher": dict,
-    "weights": str,
-    "dtype": str,
-    "sizes": list,
-    "prompts_sha256": str,
-}
-_IDENTITY |= {"n_images": int, "n_held_out": int, "seed": int}
+_IDENTITY: dict[str, type] = {"kind": str, "teacher": dict, "weights": str, "dtype": str, "sizes": list}
+_IDENTITY |= {"prompts_sha256": str, "n_images": int, "n_held_out": int, "seed": int}
 _OF_KIND: dict[str, dict[str, type]] = {
     "drawn": {"draw_steps": int, "guidance": float, "unconditional": float, "scheduler": str, "scheduler_sha256": str},
     "images": {"images_sha256": str},
@@ -96,7 +89,8 @@ def manifest_of(document: Mapping[str, Any]) -> Manifest:
     items, held_out = sum(shard.items for shard in shards), sum(len(shard.held_out) for shard in shards)
     if items - held_out > identity["n_images"] or held_out > identity["n_held_out"]:
         raise ValueError("its shards hold more pictures than it says")
-    if len(shards) == n_shards and (held_out < identity["n_held_out"] or items == held_out):
+    few = held_out < identity["n_held_out"] or items - held_out < (identity["n_images"] if kind == "drawn" else 1)
+    if len(shards) == n_shards and few:
         raise ValueError("its shards hold fewer pictures than it says")
     return Manifest(identity, n_shards, shards, sample)
 
@@ -120,8 +114,13 @@ def check_contents(items: int, size: tuple[int, int], tensors: Mapping[str, Tens
         raise ValueError(f"its tensors are {', '.join(sorted(tensors)[:5])}")
     if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts) or prompts[:1] != [""]:
         raise ValueError("its prompts are not a list of texts that begins with the empty one")
-    kinds = {"latents": (4, items, (torch.float32,)), "prompt": (1, items, (torch.int64,))}
-    kinds |= {"states": (3, len(prompts), _FLOATS), "pooled": (2, len(prompts), _FLOATS)}
+    of_prompts = len(prompts), _FLOATS
+    kinds: dict[str, tuple[int, int, tuple[torch.dtype, ...]]] = {
+        "latents": (4, items, (torch.float32,)),
+        "prompt": (1, items, (torch.int64,)),
+        "states": (3, *of_prompts),
+        "pooled": (2, *of_prompts),
+    }
     for name, tensor in tensors.items():
         dimensions, rows, types = kinds[name]
         if tensor.dim() != dimensions or len(tensor) != rows or not tensor.numel() or tensor.dtype not in types:

@@ -67,7 +67,8 @@ def resuming(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torch raises many types for what does not fit
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        said = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        reason = " ".join(said.split())[:120] or type(error).__name__
         raise SdHyenaError(f"{path}: cannot resume from it ({reason}): remove it to start anew") from None
 
 
@@ -75,6 +76,8 @@ def restore(optimizer: torch.optim.Optimizer, scheduler: Any, average: Average, 
     """Gives an optimizer, its schedule and the average what a state holds of them. Raises ValueError, or whatever
     loading does, for what does not fit: by itself that takes almost any numbers and shapes."""
     fresh = _settings(optimizer, scheduler, average.state_dict())
+    if state["scheduler"].keys() != scheduler.state_dict().keys():
+        raise ValueError("its schedule is another")
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
     average.load_state_dict(state["average"])
@@ -87,6 +90,8 @@ def restore(optimizer: torch.optim.Optimizer, scheduler: Any, average: Average, 
         for name, value in moments.items():
             if value.shape != (() if name == "step" else parameter.shape) or (name != "exp_avg" and (value < 0).any()):
                 raise ValueError(f"its optimizer's {name} is not one of a weight of shape {tuple(parameter.shape)}")
+    if scheduler.last_epoch > 0 and not any(optimizer.state.values()):
+        raise ValueError("its optimizer holds nothing")
     rates = [base * of(scheduler.last_epoch) for base, of in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     if not rates == scheduler.get_last_lr() == [group["lr"] for group in optimizer.param_groups]:
         raise ValueError("its learning rates are not those of its schedule")
@@ -97,4 +102,4 @@ def _settings(optimizer: torch.optim.Optimizer, scheduler: Any, average: Mapping
     groups = [{k: v for k, v in group.items() if k not in ("lr", "params")} for group in optimizer.param_groups]
     kept = {k: v for k, v in average.items() if k not in ("optimization_step", "shadow_params")}
     shapes = [tensor.shape for tensor in average.get("shadow_params", [])]
-    return [groups, scheduler.base_lrs, scheduler.state_dict().keys(), kept, shapes]
+    return [groups, scheduler.base_lrs, kept, shapes]

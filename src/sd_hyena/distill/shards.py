@@ -59,7 +59,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise SdHyenaError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise SdHyenaError(f"{path}: not the manifest of a prepared folder: choose another folder")
-    if document.get("version") != VERSION:
+    if type(document.get("version")) is not int or document["version"] != VERSION:
         raise SdHyenaError(f"{path}: version {document.get('version')!r}, but this sd-hyena reads {VERSION}")
     try:
         return manifest_of(document)

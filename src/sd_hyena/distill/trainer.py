@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from .. import checkpoint
+from ..arguments import shown
 from ..errors import SdHyenaError, UsageError
 from ..fingerprint import exact
 from ..names import used_fields
@@ -105,12 +106,7 @@ class Trainer:
             step = state["step"]
             with resuming(self.out / STATE):
                 self.students.load_state_dict(state["students"])
-                first, last = (
-                    (0, self.settings.n_steps)
-                    if state["stage"] == 1
-                    else (self.settings.n_steps, self.settings.total_steps)
-                )
-                if not first <= step <= last:
+                if not self._can_be(state["stage"], step):
                     raise ValueError(f"stage {state['stage']} has no step {step}")
             self.on_phase(f"resuming at step {step}")
         s, later = self.settings, state is not None and state["stage"] == 2
@@ -386,10 +382,15 @@ class Trainer:
             with self.average.in_place():
                 self.on_save(step, self.students)
 
+    def _can_be(self, stage: int, step: int) -> bool:
+        s = self.settings
+        return 0 <= step <= s.n_steps if stage == 1 else s.n_steps <= step <= s.total_steps > s.n_steps
+
     def _check_same_run(self, state: dict[str, Any]) -> None:
         before = state["settings"] | state["identity"]
         now = asdict(self.settings) | self.identity
         changed = [k for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
         if changed:
-            pairs = ", ".join(f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed)
-            raise UsageError(f"cannot resume {self.out} with other settings: {pairs}")
+            pairs = ", ".join(f"{k} was {shown(before.get(k))}, is {shown(now[k])}" for k in changed[:5])
+            more = " ..." if len(changed) > 5 else ""
+            raise UsageError(f"cannot resume {self.out} with other settings: {pairs}{more}")
