@@ -263,7 +263,8 @@ def training(suite: Suite, width: int, batch: int, updates: int, quick: bool) ->
 
 def random_data(folder: Path, pipe: Any, teacher: dict[str, Any], width: int) -> None:
     """A prepared folder of random latents: speed does not depend on what they show."""
-    from sd_hyena.distill.shards import SHARDS, Manifest, write_manifest, write_shard
+    from sd_hyena.distill.manifest import SHARDS, Manifest
+    from sd_hyena.distill.shards import write_manifest, write_shard
     from sd_hyena.fingerprint import exact
 
     (folder / SHARDS).mkdir(parents=True)
@@ -273,7 +274,9 @@ def random_data(folder: Path, pipe: Any, teacher: dict[str, Any], width: int) ->
         "states": torch.randn(2, tokens, pipe.unet.config.cross_attention_dim, dtype=pipe.unet.dtype),
         "prompt": torch.ones(16, dtype=torch.int64),
     }
-    identity = {"teacher": exact(teacher), "dtype": str(pipe.unet.dtype), "sizes": [[width, width]]}
+    identity = {"kind": "images", "teacher": exact(teacher), "weights": "", "dtype": str(pipe.unet.dtype)}
+    identity |= {"sizes": [[width, width]], "prompts_sha256": "", "images_sha256": ""}
+    identity |= {"n_images": 14, "n_held_out": 2, "seed": 0}
     shard = write_shard(folder, 0, (width, width), tensors, ["", "random"], [14, 15])
     write_manifest(folder, Manifest(identity, 1, [shard]))
 

@@ -15,6 +15,8 @@ LAYER = {
     "figures": 1,
     "files": 0,
     "interrupts": 0,
+    "finite": 0,
+    "strict_json": 0,
     "names": 0,
     "settings": 0,
     "texts": 0,
@@ -71,7 +73,7 @@ DIFFUSERS_USERS = {
 }
 
 
-FOUNDATIONS = {"arguments", "errors", "settings", "texts"}  # below even what needs no torch
+FOUNDATIONS = {"arguments", "errors", "finite", "settings", "texts"}  # below even what needs no torch
 
 
 def imports(path):

@@ -168,6 +168,37 @@ def other_safetensors(path):
     save_file({"weight": torch.zeros(3)}, path)
 
 
+def beyond_float32(path):
+    edit_tensors(path, lambda t: {k: v.double() * (1e300 if "in_proj.weight" in k else 1) for k, v in t.items()})
+
+
+def twice_in_metadata(path):
+    edit_tensors(path, lambda t: t, teacher='{"a": 1, "a": 2}')
+
+
+def not_a_number_in_metadata(path):
+    edit_tensors(path, lambda t: t, training='{"lr": NaN}')
+
+
+def nested(path):
+    edit_tensors(path, lambda t: t, training='{"a":' * 5000)
+
+
+def tensor_twice(path):
+    edit_header(path, lambda text: text.replace(b'"layers.IN01.in_proj.bias"', b'"layers.IN01.in_proj.weight"'))
+
+
+def metadata_twice(path):
+    edit_header(path, lambda text: text.replace(b'"__metadata__":{', b'"__metadata__":{"format":"x",'))
+
+
+def edit_header(path, change):
+    raw, size = header(path)
+    text = change(raw[8 : 8 + size])
+    assert text != raw[8 : 8 + size]
+    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + size :])
+
+
 def edit_tensors(path, change, **metadata):
     from safetensors import safe_open
 
@@ -195,9 +226,16 @@ DAMAGE = [
     (unknown_operator, "operator must be one of states, near, .*, got 'hyena9'"),
     (hostile_name, "'../x' is malformed"),
     (other_safetensors, "holds no Hyena layer"),
+    (beyond_float32, "in_proj.weight has values beyond the range of float32"),
+    (twice_in_metadata, "'teacher' is not a JSON object: the key 'a' is there twice"),
+    (not_a_number_in_metadata, "'training' is not a JSON object: NaN is no number"),
+    (nested, "'training' is not a JSON object: is nested more than 64 deep"),
+    (tensor_twice, "the key 'layers.IN01.in_proj.weight' is there twice"),
+    (metadata_twice, "the key 'format' is there twice"),
 ]
 
 
+@pytest.mark.reliability(1, 2, 4)
 @pytest.mark.parametrize(("damage", "message"), DAMAGE, ids=[d.__name__ for d, _ in DAMAGE])
 def test_damaged_files_are_refused_and_nothing_is_attached(tmp_path, unet, damage, message):
     path = tmp_path / "a.safetensors"
@@ -210,6 +248,7 @@ def test_damaged_files_are_refused_and_nothing_is_attached(tmp_path, unet, damag
     assert not patch.attached(unet)
 
 
+@pytest.mark.reliability(5)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 3000), value=st.integers(0, 255), cut=st.integers(0, 200))
 def test_mutated_headers_never_escape_as_other_errors(tmp_path, position, value, cut):
@@ -239,6 +278,43 @@ def test_a_full_disk_is_one_clear_line_and_keeps_the_old_file(tmp_path, monkeypa
         write(path)
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.reliability(13)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_never_written(tmp_path, unet, value):
+    path = tmp_path / "a.safetensors"
+    operators = write(path)
+    old = path.read_bytes()
+    with pytest.raises(SdHyenaError, match=r"a\.safetensors: layers: not written: IN01\.figures\.cosine is not finite"):
+        checkpoint.save(path, operators, figures={"IN01": {"cosine": value}})
+    sd_hyena.load_hyena(unet, path)
+    with torch.no_grad():
+        for operator in (operators["IN01"], patch.attached(unet)["IN01"].operator):
+            operator.in_proj.weight[0, 0] = value
+    named = r"layers\.IN01\.in_proj\.weight holds NaN or infinite values"
+    with pytest.raises(CheckpointError, match=rf"a\.safetensors: not written: {named}"):
+        checkpoint.save(path, operators)
+    with pytest.raises(CheckpointError, match=rf"hyena\.safetensors: not written: {named}"):
+        sd_hyena.save_pretrained(unet, tmp_path / "folder")
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.reliability(4, 13)
+def test_weights_beyond_the_unets_type_are_refused_before_anything_is_attached(tmp_path, unet):
+    path = tmp_path / "a.safetensors"
+    write(path, ("IN01", "OUT11"))
+    edit_tensors(path, lambda t: {k: v * (1e6 if k == "layers.OUT11.out_proj.weight" else 1) for k, v in t.items()})
+    message = r"a\.safetensors: layer OUT11: the operator's out_proj\.weight has values beyond the range of float16"
+    with pytest.raises(UsageError, match=message):
+        sd_hyena.load_hyena(unet.half(), path)
+    assert not patch.attached(unet)
+    sd_hyena.load_hyena(unet.float(), path)
+    sd_hyena.set_hyena_enabled(unet, False)
+    with pytest.raises(UsageError, match=message):  # and its weights are as they were
+        sd_hyena.set_hyena_enabled(unet.half(), True)
+    assert patch.attached(unet)["OUT11"].operator.out_proj.weight.abs().max() > 1e5
 
 
 def test_a_vanished_folder_is_one_clear_line(tmp_path):

@@ -166,9 +166,7 @@ def test_loading_into_another_model_is_warned_of_in_one_line(tmp_path, taught_by
         {SAMPLE: "x" * SIZE},
         {SAMPLE: [1.0] * (SIZE - 1)},
         {SAMPLE: [[1.0]] * SIZE},
-        {SAMPLE: [float("nan")] * SIZE},
         {SAMPLE: None},
-        {SAMPLE: [10**400] * SIZE},
     ],
 )
 def test_where_nothing_usable_is_recorded_nothing_is_said(tmp_path, taught_by, caplog, teacher):

@@ -288,3 +288,41 @@ def test_values_that_were_never_saved_are_missed_when_they_are_read(tmp_path):
     tensors = open_tensors(tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="a was saved without its values"):
         tensors.get("a")
+
+
+@pytest.mark.reliability(1, 3)
+def test_pickles_with_more_than_one_meaning_or_no_end(tmp_path):
+    path = tmp_path / "a.ckpt"
+
+    def refused(message):
+        with pytest.raises(CheckpointError, match=message) as error:
+            open_tensors(path)
+        assert str(path) in str(error.value)
+
+    torch.save({"a.b": WEIGHTS["a"], "a": {"b": WEIGHTS["b"]}}, path)
+    refused(r"holds two tensors of the name a\.b")
+    many = [1] * 1000
+    torch.save({"a": WEIGHTS["a"], "b": [[many] * 1000] * 1000}, path)
+    refused("holds more than 200000 parts")
+    torch.save({"a": WEIGHTS["a"]}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    refused("is compressed, as torch never writes it")
+    name = next(iter(parts))
+    with zipfile.ZipFile(path, "w") as archive:
+        for each, data in parts.items():
+            archive.writestr(each, data)
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr(name, parts[name])
+    refused("holds two parts of the same name")
+
+
+@pytest.mark.reliability(1)
+def test_an_index_of_shards_with_a_tensor_twice(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}')
+    with pytest.raises(CheckpointError, match=r"index\.json: not a readable index .*the key 'a' is there twice"):
+        open_tensors(tmp_path)

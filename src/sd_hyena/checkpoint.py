@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from . import legacy
+from . import legacy, strict_json
 from .arguments import given_path, shown
 from .errors import CheckpointError, UsageError
 from .files import write_file
+from .finite import NOT_FINITE, beyond, first_not_finite, fits, is_finite
 from .hyena_file import HyenaFile, LayerInfo, Origin, gather
 from .models.kinds import HYENA, is_checkpoint, kind_of
 from .nn import Operator, OperatorConfig, build
@@ -44,7 +45,7 @@ def save(path: Path | str, operators: Mapping[str, Operator], **sections: Any) -
 def write(path: Path | str, file: HyenaFile) -> None:
     """:func:`save` for layers as a file holds them, all of them named."""
     path = given_path(path, "the Hyena file to write")
-    write_file(path, to_bytes(file))
+    write_file(path, to_bytes(file, path))
 
 
 def describe(file: HyenaFile) -> dict[str, Any]:
@@ -65,10 +66,15 @@ def describe(file: HyenaFile) -> dict[str, Any]:
     }
 
 
-def to_bytes(file: HyenaFile) -> bytes:
-    """A whole file, :func:`describe` being its metadata."""
-    described = {key: value if isinstance(value, str) else json.dumps(value) for key, value in describe(file).items()}
-    return serialise(tensors_of(file), described)
+def to_bytes(file: HyenaFile, path: Path | str) -> bytes:
+    """A whole file, :func:`describe` being its metadata. Raises SdHyenaError, which begins with ``path``, for NaN and
+    infinity: what :func:`load` would refuse is never written."""
+    tensors = tensors_of(file)
+    if name := first_not_finite(tensors):
+        raise CheckpointError(f"{path}: not written: {name} {NOT_FINITE}")
+    described = describe(file).items()
+    metadata = {key: v if isinstance(v, str) else strict_json.dumps(v, f"{path}: {key}") for key, v in described}
+    return serialise(tensors, metadata)
 
 
 def tensors_of(file: HyenaFile) -> dict[str, Tensor]:
@@ -107,7 +113,7 @@ def from_state_dict(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | N
             "or what the folder's config.json or the file's metadata says"
         )
     try:
-        described = json.loads(json.dumps(dict(config or {})))
+        described = strict_json.loads(json.dumps(dict(config or {})))
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"config holds what no config.json can: {error}") from None
     return parse("the state dict", described, dict(tensors))
@@ -176,9 +182,9 @@ def _parse(path: Path | str, metadata: Mapping[str, Any], tensors: dict[str, Ten
 def _json_object(path: Path | str, metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = metadata.get(name, {})
     try:
-        value = json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
-        value = None
+        value = strict_json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise CheckpointError(f"{path}: metadata section {name!r} is not a JSON object: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: metadata section {name!r} is not a JSON object")
     return value
@@ -203,5 +209,7 @@ def _check_tensors(path: Path | str, name: str, config: OperatorConfig, tensors:
             )
         if not value.is_floating_point():
             raise CheckpointError(f"{path}: {label}{key} has type {value.dtype}, expected floating point")
-        if not torch.isfinite(value).all():
-            raise CheckpointError(f"{path}: {label}{key} holds NaN or infinite values")
+        if not is_finite(value):
+            raise CheckpointError(f"{path}: {label}{key} {NOT_FINITE}")
+        if not fits(value, torch.float32):  # which operators are built in
+            raise CheckpointError(f"{path}: {label}{key} {beyond(torch.float32)}")

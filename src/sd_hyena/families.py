@@ -11,7 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import SdHyenaError
+from .finite import first_not_finite, why_not_finite
 from .long_prompts import warn_of_cut
+from .texts import shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,10 +107,14 @@ def recognise(shapes: Mapping[str, Sequence[int]]) -> Family | None:
 def encode_prompt(pipe: Any, prompt: str) -> tuple[Tensor, ...]:
     """States with the prompt and with none, as the pipeline guides with; SDXL: then both pooled ones. On the CPU.
 
-    All prompts have equally many tokens: what is beyond them is cut, and said."""
+    All prompts have equally many tokens: what is beyond them is cut, and said. Raises SdHyenaError for states that are
+    not finite."""
     warn_of_cut(pipe, prompt)
     options = {"num_images_per_prompt": 1, "do_classifier_free_guidance": True}
-    return tuple(text.cpu() for text in pipe.encode_prompt(prompt, device=pipe.unet.device, **options))
+    states = tuple(text.cpu() for text in pipe.encode_prompt(prompt, device=pipe.unet.device, **options))
+    if first_not_finite(states):
+        raise SdHyenaError(f"the text encoder's states of {shortened(prompt)!r} are not finite: {why_not_finite(pipe)}")
+    return states
 
 
 def from_text(pipe: Any, width: int, height: int) -> dict[str, Any]:

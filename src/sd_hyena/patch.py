@@ -79,7 +79,7 @@ def attach(unet: nn.Module, operators: Mapping[str, Operator], convert: bool = T
     ``convert`` is off: training keeps its own device and precision, and the layers stay where they are. Those named
     in ``off`` start switched off.
     Raises UsageError, with the UNet untouched, if a target does not exist, does not fit its operator, does
-    more than plain self-attention, or has no weights.
+    more than plain self-attention, has no weights, or is of a type that cannot hold the operator's.
     """
     targets = find_targets(unet)
     for name, operator in operators.items():
@@ -92,7 +92,8 @@ def attach(unet: nn.Module, operators: Mapping[str, Operator], convert: bool = T
         layers[name] = Layer(target, operator, unet.get_submodule(target.path), unet.get_submodule(target.transformer))
     for name, layer in layers.items() if convert else ():  # may run out of memory: before anything is replaced
         there = here[name].operator if name in here and here[name].enabled else layer.attention
-        follow(layer.operator.eval(), there, layer.block)
+        layer.operator.eval()
+        _follow(layer, there)
     for name, layer in layers.items():
         if name in here:
             _switch(here[name], False)
@@ -139,11 +140,20 @@ def set_enabled(unet: nn.Module, enabled: bool, names: Collection[str] | None = 
     for name, layer in attached(unet).items():
         if names is None or name in names:
             if enabled and not layer.enabled:
-                follow(layer.operator, layer.attention, layer.block)
+                _follow(layer, layer.attention)
             _switch(layer, enabled)
     _refresh(unet)
     if enabled:
         _tell_of_lora(unet, names)
+
+
+def _follow(layer: Layer, neighbour: nn.Module) -> None:
+    try:
+        follow(layer.operator, neighbour, layer.block)
+    except UsageError as error:
+        origin = layer.operator.origin
+        where = f"{origin.path}: " if origin and origin.path else ""
+        raise UsageError(f"{where}layer {layer.target.name}: {error}") from None
 
 
 def _switch(layer: Layer, on: bool, aside: bool = True) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
+from .finite import beyond, fits
 
 
 def follow(module: nn.Module, neighbour: nn.Module, around: nn.Module) -> None:
@@ -19,7 +20,7 @@ def follow(module: nn.Module, neighbour: nn.Module, around: nn.Module) -> None:
 
     ``around``, which both are in, tells where the neighbour's weights do not, being quantised. Under Accelerate's
     sequential offload the module's weights are offloaded too. Raises UsageError if the neighbour has no weights (is on
-    the meta device).
+    the meta device), or the module has weights that its type cannot hold.
     """
     first = next(neighbour.parameters(), None)
     module.requires_grad_(first is not None and first.requires_grad)
@@ -94,6 +95,9 @@ def _devices(module: nn.Module) -> set[str]:
 def _convert(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> None:
     if any(_casting_hook(part) is not None for part in module.modules()):
         dtype = None  # its host has a type for its weights
+    for name, weight in module.named_parameters() if dtype is not None else ():
+        if not fits(weight, dtype):
+            raise UsageError(f"the operator's {name} {beyond(dtype)}")
     module.to(device=device, dtype=dtype)
 
 

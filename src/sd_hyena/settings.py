@@ -6,9 +6,12 @@ Precedence: flag, then recipe, then default.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import math
 import os
+import re
 import shlex
 import stat
 import tomllib
@@ -21,6 +24,9 @@ from .errors import UsageError
 from .texts import check_text, read_text, shortened
 
 T = TypeVar("T")
+_MAX_RECIPE = 64 << 10  # bytes
+# Keys of many parts are read in a time that grows with their square.
+_DOTTED = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*\.[ \t]*){16}""")
 
 
 def option(
@@ -71,8 +77,8 @@ def resolve(
     """The settings from given flags over a recipe's values over defaults.
 
     ``defaults`` may replace the fields' own defaults, knowing what was given. Raises UsageError for an
-    unreadable recipe, a key that is no setting, a value of the wrong type, a path that cannot be, an empty name for
-    what is written, or a required setting that neither gives.
+    unreadable recipe, a key that is no setting, a value of the wrong type, a number that is not finite, a path that
+    cannot be, an empty name for what is written, or a required setting that neither gives.
     """
     values = ({} if recipe is None else _read_recipe(settings, given_path(recipe, "--config"))) | flags
     for f in dataclasses.fields(settings):  # type: ignore[arg-type]
@@ -81,11 +87,25 @@ def resolve(
                 given_path(values[f.name], f"--{f.name}")
             values[f.name] = os.path.expanduser(values[f.name])
             check_path(f"--{f.name}", values[f.name], f.metadata["folder"])
+        if f.type in ("int", "float") and f.name in values:
+            values[f.name] = _number(f"--{f.name}", f.type, values[f.name])
     required = [f for f in dataclasses.fields(settings) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
     for f in required:
         if f.name not in values:
             raise UsageError(f"{f.metadata['short']}/--{f.name} is required: {f.metadata['help']}")
     return settings(**(defaults(values) | values))
+
+
+def _number(what: str, kind: str, value: Any) -> Any:
+    """Raises UsageError for a number that is not finite, or beyond any that there is a use for."""
+    if kind == "int" and abs(value) >= 2**64:
+        raise UsageError(f"{what} is {shortened(f'{value:#x}', 40)}, but must be below 2^64")
+    try:
+        if kind == "int" or math.isfinite(value := float(value)):
+            return value
+    except OverflowError:
+        value = "too large"
+    raise UsageError(f"{what} is {value}, but must be a finite number")
 
 
 def check_path(what: str, text: str, folder: bool = False) -> None:
@@ -109,10 +129,18 @@ def check_path(what: str, text: str, folder: bool = False) -> None:
 
 
 def _read_recipe(settings: type, path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError):  # which reading says in a line
+        if path.stat().st_size > _MAX_RECIPE:
+            raise UsageError(f"recipe {path}: is larger than {_MAX_RECIPE >> 10} KiB, and no recipe")
+    text = read_text(path, "recipe")
+    if _DOTTED.search(text):
+        raise UsageError(f"recipe {path}: cannot be read: no setting's name has so many parts")
     try:
-        values = tomllib.loads(read_text(path, "recipe"))
+        values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"recipe {path}: cannot be read: {error}") from None
+    except (RecursionError, ValueError):  # the latter for whole numbers of thousands of digits
+        raise UsageError(f"recipe {path}: cannot be read: is nested too deep, or has a number too large") from None
     fields = {f.name: f for f in dataclasses.fields(settings)}
     for key, value in values.items():
         if key not in fields:

@@ -5,7 +5,6 @@ What a file is follows from its first bytes, whatever its name ends in. Nothing 
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 import sys
@@ -21,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import strict_json
 from .errors import CheckpointError
 
 _AGAIN = "download or copy it again"
@@ -38,6 +38,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_MANY_PARTS = 200_000  # in a pickle: far above any checkpoint's
 _MANY = 64  # times that a pickle is tried with one more kind of object, which a trainer left beside the weights
 # Files that are renamed or saved by mistake, by their first bytes.
 _OTHERS = {
@@ -127,9 +128,11 @@ def _open_folder(folder: Path, variant: str) -> Tensors:
 
 def _open_shards(index: Path) -> Tensors:
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = strict_json.load(index)["weight_map"]
         names = sorted(set(places.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except ValueError as error:
+        raise CheckpointError(f"{index}: not a readable index of shards ({_line(error)})") from None
+    except (OSError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{index}: not a readable index of shards: {_AGAIN}") from None
     if any(not isinstance(name, str) or Path(name).name != name for name in names):
         raise CheckpointError(f"{index}: names files outside of its folder")
@@ -181,6 +184,7 @@ def _open_safetensors(path: Path, header: int, size: int) -> Tensors:
     if 8 + header > size:
         raise CheckpointError(f"{path}: is cut short or damaged: {_AGAIN}")
     try:
+        _refuse_twice(path, header)
         file = safe_open(path, framework="pt")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
@@ -197,16 +201,28 @@ def _open_safetensors(path: Path, header: int, size: int) -> Tensors:
     return Tensors(path, shapes, dtypes, file.get_tensor, metadata)
 
 
+def _refuse_twice(path: Path, header: int) -> None:
+    """Raises ValueError for a name that a header has twice, of which readers keep one or the other."""
+    with open(path, "rb") as file:
+        file.seek(8)
+        strict_json.loads(file.read(min(header, strict_json.MAX_BYTES + 1)))
+
+
 def _open_zip(path: Path) -> Tensors:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = {name.rpartition("/")[2] for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError, ValueError):
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise CheckpointError(f"{path}: is cut short or damaged: {_AGAIN}") from None
+    names = {member.filename.rpartition("/")[2] for member in members}
     if "data.pkl" not in names:
         raise CheckpointError(f"{path}: is a zip archive, not weights: if they are in it, unpack it")
     if "constants.pkl" in names:
         raise CheckpointError(f"{path}: is a TorchScript program, not weights")
+    if len({member.filename for member in members}) < len(members):
+        raise CheckpointError(f"{path}: holds two parts of the same name, or is damaged: {_AGAIN}")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # how much may be in there?
+        raise CheckpointError(f"{path}: is compressed, as torch never writes it: {_AGAIN}")
     return _open_pickle(path, mmap=True)
 
 
@@ -216,9 +232,9 @@ def _open_pickle(path: Path, mmap: bool) -> Tensors:
         beside = {name: torch.tensor(1) if value is True else value for name, value in content.items()}
         marks |= {name: value for name, value in beside.items() if isinstance(value, Tensor)}
         content = content["state_dict"]
-    tensors = dict(_flatten(content)) if isinstance(content, Mapping | list | tuple) else {}
+    tensors = _by_name(path, content) if isinstance(content, Mapping | list | tuple) else {}
     if tensors:
-        tensors = dict(_flatten(marks)) | tensors
+        tensors = _by_name(path, marks) | tensors
     if not tensors:
         raise CheckpointError(f"{path}: holds no weights by name")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -268,12 +284,27 @@ def _is_extra(name: str) -> bool:
     return root != "torch"
 
 
-def _flatten(content: Any, prefix: str = "", depth: int = 3) -> Iterator[tuple[str, Tensor]]:
+def _by_name(path: Path, content: Any) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for count, (name, value) in enumerate(_flatten(content)):
+        if count >= _MANY_PARTS:  # lists may hold each other many times over
+            raise CheckpointError(f"{path}: holds more than {_MANY_PARTS} parts, which no checkpoint does")
+        if value is not None and name in tensors:
+            raise CheckpointError(f"{path}: holds two tensors of the name {name}")
+        if value is not None:
+            tensors[name] = value
+    return tensors
+
+
+def _flatten(content: Any, prefix: str = "", depth: int = 3) -> Iterator[tuple[str, Tensor | None]]:
+    """All parts by name, with None for what is no tensor."""
     for name, value in content.items() if isinstance(content, Mapping) else enumerate(content):
         if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
             yield f"{prefix}{name}", value.detach()
         elif isinstance(value, Mapping | list | tuple) and depth:
             yield from _flatten(value, f"{prefix}{name}.", depth - 1)
+        else:
+            yield f"{prefix}{name}", None
 
 
 def _inert(module: str, name: str, made: type = object) -> type:

@@ -10,11 +10,11 @@ from PIL import Image
 from sd_hyena.distill.data import Bucket, Dataset, TeacherInputs, open_prepared
 from sd_hyena.distill.encode import encode, nearest_size, read_image
 from sd_hyena.distill.lessons import NoiseLessons, PictureLessons
+from sd_hyena.distill.manifest import Manifest
 from sd_hyena.distill.plan import plan_drawings
 from sd_hyena.distill.prepare import prepare
 from sd_hyena.distill.prepare_settings import PrepareSettings
 from sd_hyena.distill.prompts import CaptionedImage
-from sd_hyena.distill.shards import Manifest
 from sd_hyena.fingerprint import fingerprint
 from sd_hyena.targets import find_targets
 

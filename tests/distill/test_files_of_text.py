@@ -1,6 +1,7 @@
 """Prompts files, captions and recipes as other programs write them."""
 
 import os
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -147,3 +148,27 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
     with pytest.raises(UsageError, match=r"p\.txt: cannot be read: Permission denied"):
         read_prompts(path)
+
+
+@pytest.mark.reliability(2, 17)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = " + "[" * 30_000, "is nested too deep, or has a number too large"),
+        ("n_steps = " + "9" * 5000, "is nested too deep, or has a number too large"),
+        ("n_steps = " + "9" * 300, "--n_steps is .*, but must be below 2^64"),
+        ("lr = nan", "--lr is nan, but must be a finite number"),
+        ("lr = 1e999", "--lr is inf, but must be a finite number"),
+        ("lr = " + "9" * 400, "--lr is too large, but must be a finite number"),
+        ("a." * 30_000 + "a = 1", "no setting's name has so many parts"),
+        ("[" + "'a' . " * 9_000 + "a]", "no setting's name has so many parts"),
+        ("# " + "x" * 70_000, "is larger than 64 KiB"),
+    ],
+)
+def test_recipes_that_cannot_be_read_are_one_line_at_once(tmp_path, capsys, text, message):
+    path = written(tmp_path / "r.toml", text)
+    assert main(["train", "-m", "demo", "--config", path, "-o", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message.replace("^", r"\^"), line)
+    assert len(line) < 300
+    assert not (tmp_path / "out").exists()

@@ -44,6 +44,8 @@ def test_nothing_is_said_of_what_counts(caplog, choices):
     [
         ({"finetune_steps": 3, "feature_weight": float("inf")}, "--feature_weight is inf"),
         ({"n_steps": 0}, "--n_steps is 0"),
+        ({"weight_decay": 1e38}, r"--weight_decay is 1e\+38, but must be from 0 to 100"),
+        ({"finetune_steps": 3, "prediction_weight": 1e38}, r"--prediction_weight is 1e\+38"),
         ({"operator": "hyena9"}, "operator must be one of states, near"),
         ({"near": 4}, "near must be odd"),
         ({"operator": "long", "form": "core"}, "form must be full"),

@@ -9,8 +9,13 @@ import torch
 
 from sd_hyena import checkpoint, models
 from sd_hyena.cli import main
+from sd_hyena.distill.encode import prompt_states
 from sd_hyena.distill.logbook import Logbook
-from sd_hyena.generate.sampling import sample
+from sd_hyena.errors import SdHyenaError
+from sd_hyena.evaluate.errors import _predict
+from sd_hyena.evaluate.run import _Work
+from sd_hyena.evaluate.settings import EvaluateSettings
+from sd_hyena.generate.sampling import NotFiniteError, sample
 from sd_hyena.nn import OperatorConfig, build
 from sd_hyena.targets import find_targets
 
@@ -61,6 +66,7 @@ def stops(words, capsys):
 
 
 @pytest.mark.compatibility("Prompts and paths", "NaN or infinity while drawing", "stops: names step, entry and weight")
+@pytest.mark.reliability(4, 13)
 @pytest.mark.parametrize(
     ("component", "weight", "where"),
     [
@@ -72,7 +78,9 @@ def stops(words, capsys):
 def test_a_weight_that_is_not_finite(tmp_path, capsys, broken, component, weight, where):
     broken(component, weight, torch.nan)
     error = stops([*DRAW, "-o", str(tmp_path)], capsys)
-    assert f"plain model, seed 7: {where} not finite: {component}'s weight {weight} holds NaN or infinity" in error
+    assert (
+        f"plain model, seed 7: {where} not finite: {component}'s weight {weight} holds NaN or infinite values" in error
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -122,6 +130,33 @@ def test_a_training_run_goes_on_without_pictures_in_its_log(pipe, caplog):
     assert len(shown) == 1
     assert caplog.messages[0].startswith("no pictures in the log at step 2: step 1 of 1: the latents are not finite")
     assert not hasattr(pipe.unet.get_submodule(target.path), "operator")
+
+
+@pytest.mark.reliability(4, 13)
+@pytest.mark.parametrize(("component", "weight"), [("vae", "decoder.conv_out.bias"), ("unet", "conv_in.weight")])
+def test_a_training_run_ends_where_the_teacher_cannot_draw(pipe, broken, component, weight):
+    broken(component, weight, torch.nan)
+    book = Logbook(SimpleNamespace(trackers=[]), pipe, ["a frog"], (64, 64), 1)
+    with pytest.raises(NotFiniteError, match=f"{component}'s weight {weight} holds NaN or infinite values"):
+        book.pictures(1, {})
+
+
+@pytest.mark.reliability(4, 13)
+def test_states_predictions_and_scores_that_are_not_finite(pipe, broken):
+    score = [lambda drawing, teacher, prompts: {"clip_score": torch.nan}]
+    target = find_targets(pipe.unet)["OUT11"]
+    operator = build(OperatorConfig(target.dim, 8, 8, attention_heads=target.heads))
+    settings = EvaluateSettings("demo", width=64, height=64, steps=1, layer_samples=0, no_yardstick=True, hyena="x")
+    work = _Work(pipe, settings, ["a frog"], [0], score, lambda text: None, lambda done, total: None)
+    with pytest.raises(SdHyenaError, match=r"^teacher: scores\.clip_score is not finite: use another sampler"):
+        work.evaluate({"a": []}, {"a": {"OUT11": operator}})
+    broken("text_encoder", "final_layer_norm.bias", torch.nan)
+    with pytest.raises(SdHyenaError, match="states of 'a frog' are not finite: text_encoder's weight final_layer_norm"):
+        prompt_states(pipe, ["a frog"])
+    broken("unet", "conv_out.bias", torch.nan)
+    call = {"sample": torch.zeros(1, pipe.unet.config.in_channels, 8, 8), "timestep": 1}
+    with pytest.raises(NotFiniteError, match="the UNet's prediction is not finite: "):
+        _predict(pipe, call | {"encoder_hidden_states": torch.zeros(1, 7, 64)})
 
 
 def test_nothing_is_left_on_the_pipeline(pipe):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from .. import strict_json
 from ..evaluate.tables import Table, markdown_table
 from ..files import Claim, make_folder
 from ..machine import describe
@@ -110,7 +110,7 @@ def write(folder: Path, result: Anatomy, claim: Claim | None = None) -> list[Pat
     claim = claim or Claim(paths)
     contents: tuple[str | bytes, ...] = (
         markdown(result),
-        json.dumps(result.record(), indent=1) + "\n",
+        strict_json.dumps(result.record(), str(paths[1]), 1) + "\n",
         plot_heads(result),
         plot_displacement(result),
     )

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .. import patch
 from ..distill.capture import capture
-from ..errors import UsageError
+from ..errors import SdHyenaError, UsageError
 from ..evaluate.inputs import HeldOut
 from ..evaluate.pictures import draw
+from ..finite import first_not_finite, why_not_finite
 from ..machine import machine
 from ..models import check_size
 from ..settings import to_flags
@@ -150,6 +151,8 @@ def examine(
         )
         for name, layers in found.items()
     ]
+    if name := first_not_finite({layer.name: layer.record() for layer in results}):
+        raise SdHyenaError(f"{name} is not finite: {why_not_finite(pipe)}")
     return Anatomy(settings, inputs.edges, results, machine(str(pipe.unet.device)))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import strict_json
 from ..errors import UsageError
 from ..machine import describe
 from .image import ImageRow
@@ -31,15 +31,15 @@ def records(document: dict[str, Any], markdown: str) -> dict[str, str]:
 
 def to_json(document: dict[str, Any]) -> str:
     """One row a line."""
-    rows = ",\n".join(f"    {json.dumps(row)}" for row in document["rows"])
-    rest = json.dumps({key: value for key, value in document.items() if key != "rows"}, indent=2)
+    rows = ",\n".join(f"    {strict_json.dumps(row, 'the figures')}" for row in document["rows"])
+    rest = strict_json.dumps({key: value for key, value in document.items() if key != "rows"}, "the figures", 2)
     return f'{rest[:-2]},\n  "rows": [\n{rows}\n  ]\n}}\n'
 
 
 def read_document(path: str) -> dict[str, Any]:
     """An earlier run's JSON. Raises UsageError if it is none."""
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = strict_json.load(Path(path))
         if not all({"kind", "width", "ms"} <= row.keys() for row in document["rows"]):
             raise ValueError
         describe(document["machine"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
+
+from .. import strict_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def run(args: dict[str, Any]) -> int:
         described = describe(file)
         layers = {n: v | {"parameters": counts[n], "dtype": types[n]} for n, v in described["layers"].items()}
         report = {"version": file.version, "layers": layers}
-        print(json.dumps(report | {key: described[key] for key in ("teacher", "training")}, indent=2))
+        print(strict_json.dumps(report | {key: described[key] for key in ("teacher", "training")}, file.label, 2))
         return 0
     origin = f"sd-hyena format {file.version}" if file.version else "2024 sd-hyena (one causal layer)"
     console.print(f"{args['file']}: {origin}, {' and '.join(sorted(set(types.values())))}", soft_wrap=True)

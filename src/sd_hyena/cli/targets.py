@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from typing import Any
 
+from .. import strict_json
 from ..errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def run(args: dict[str, Any]) -> int:
     if args["json"]:
         from ..flops import COUNTED
 
-        print(json.dumps(report | {"counted": COUNTED}, indent=2))
+        print(strict_json.dumps(report | {"counted": COUNTED}, "targets", 2))
     else:
         _print(report)
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .. import strict_json
 from ..benchmark.figures import plot_sizes
 from ..benchmark.kinds import Shape, latent_cells
 from ..benchmark.measure import Limits, Row, crossover, measure_sizes
@@ -164,7 +164,7 @@ def _write(out: Path, result: Demonstration, claim: Claim) -> None:
     png, svg = (rendered(plot_sizes(result.rows, title), form, dpi=150) for form in ("png", "svg"))
     claim.write(out / "times.png", png)
     claim.write(out / "times.svg", svg)
-    claim.write(out / "figures.json", json.dumps(result.figures(), indent=2))
+    claim.write(out / "figures.json", strict_json.dumps(result.figures(), str(out / "figures.json"), 2))
     write_report(out, result.evaluation, _times(svg, result), claim)
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SdHyenaError
-from ..families import unet_call
-from .shards import Manifest, finished_manifest, read_shard
+from ..families import MASK_CHANNELS, unet_call
+from .manifest import Manifest
+from .shards import finished_manifest, read_shard
 
 
 @dataclass
@@ -78,10 +79,31 @@ def open_prepared(folder: Path, check: bool = True) -> Dataset:
         for row in range(shard.items):
             part = buckets[shard.size].validation if row in held_out else buckets[shard.size].training
             part.append((number, row))
+        if _kinds(shards[-1]) != _kinds(shards[0]):
+            raise SdHyenaError(f"{folder / shard.file}: holds tensors of other shapes or types than the first shard")
     dataset = Dataset(manifest, shards, list(buckets.values()))
     if not (any(b.training for b in dataset.buckets) and any(b.validation for b in dataset.buckets)):
         raise SdHyenaError(f"data folder {folder}: needs pictures to learn from and held-out ones")
     return dataset
+
+
+def check_fits(data: Dataset, pipe: Any, folder: Path) -> None:
+    """Raises SdHyenaError if what a folder holds is not what a pipeline's UNet takes."""
+    config, first, shard = pipe.unet.config, data.manifest.shards[0], data.shards[0]
+    channels, cells = shard["latents"].shape[1], shard["latents"].shape[3]
+    for what, found, allowed in (
+        ("channels of latents", channels, (config.in_channels, config.in_channels - MASK_CHANNELS)),
+        ("px to a cell of latents", first.size[0] // cells, (pipe.vae_scale_factor,)),
+        ("width of states", shard["states"].shape[-1], (config.cross_attention_dim,)),
+        ("pooled states", "pooled" in shard, (config.get("addition_embed_type") == "text_time",)),
+    ):
+        if found not in allowed:
+            raise SdHyenaError(f"{folder / first.file}: {what}: {found}, where this model has {allowed[0]}")
+
+
+def _kinds(shard: dict[str, Tensor]) -> dict[str, Any]:
+    """What all shards have in common."""
+    return {name: (t.dtype, t.shape[1 : 2 if name == "latents" else None]) for name, t in shard.items()}
 
 
 class TeacherInputs:

@@ -11,6 +11,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from ..files import cannot_write
+from ..finite import damaged_weight
 from ..generate.sampling import NotFiniteError, sample
 from ..patch import attach, detach
 from .results import Progress, Result
@@ -63,7 +64,10 @@ class Logbook:
                 self._teacher_row = self._draw()
             attach(self.pipe.unet, {name: copy.deepcopy(operator) for name, operator in students.items()})
             row = self._draw()
-        except NotFiniteError as error:  # no reason to lose a run
+        except NotFiniteError as error:
+            detach(self.pipe.unet)
+            if damaged_weight(self.pipe):  # the teacher's own; else it is no reason to lose a run
+                raise
             logger.warning("no pictures in the log at step %d: %s", step, error)
             return
         finally:

@@ -20,24 +20,14 @@ from ..families import from_text
 from ..files import locked, make_folder, remove_strays
 from ..fingerprint import HASH, SAMPLE, distance, exact
 from ..generate.sampling import why_not_finite
-from .data import Dataset, open_prepared
+from .data import Dataset, check_fits, open_prepared
 from .encode import encode, prompt_states
+from .manifest import SHARDS, Manifest, identity_key, shard_name
 from .plan import SHARD, Item, Plan, plan_drawings
 from .prepare_settings import PrepareSettings, parse_sizes
 from .prompts import default_prompts, read_prompts
 from .settings import TrainSettings
-from .shards import (
-    MANIFEST,
-    SHARDS,
-    Manifest,
-    damage,
-    finished_manifest,
-    identity_key,
-    read_manifest,
-    shard_name,
-    write_manifest,
-    write_shard,
-)
+from .shards import MANIFEST, damage, finished_manifest, read_manifest, write_manifest, write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +113,9 @@ def training_data(
     if settings.data_dir:
         folder = Path(settings.data_dir)
         check_teacher(finished_manifest(folder), folder, teacher, str(pipe.unet.dtype))
-        return open_prepared(folder)
+        data = open_prepared(folder)
+        check_fits(data, pipe, folder)
+        return data
     choices = preparation(settings)
     prompts = read_prompts(settings.prompts) if settings.prompts else default_prompts(is_demo)
     plan = plan_drawings(choices, pipe, teacher, prompts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -103,9 +102,10 @@ class TrainSettings(ModelChoices, OperatorChoices):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.n_steps >= (0 if self.finetune_steps else 1), "n_steps", self.n_steps, "at least 1")
         weights = ("prediction_weight", "feature_weight")
-        counts = ("save_every_n_steps", "lr_warmup_steps", "weight_decay", "max_grad_norm", "finetune_steps")
-        for name in (*counts, *weights, "finetune_batch_size"):
-            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
+        for name in ("save_every_n_steps", "lr_warmup_steps", "finetune_steps", "finetune_batch_size"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name, largest in ({"weight_decay": 100, "max_grad_norm": 1e6} | dict.fromkeys(weights, 1e6)).items():
+            _require(0 <= getattr(self, name) <= largest, name, getattr(self, name), f"from 0 to {largest:g}")
         for name in ("lr", "finetune_lr"):
             _require(0 <= getattr(self, name) < 10, name, getattr(self, name), "0 or a number such as 1e-4")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")

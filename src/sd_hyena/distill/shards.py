@@ -10,7 +10,7 @@ A shard is a safetensors file of pictures of one size:
 Its metadata hold the p ``prompts``. The manifest says what determines the contents (``identity``), how many
 shards make the folder complete, and for each finished one its file, SHA-256, picture size in px, number of
 pictures, and which of them are held out; also a sample of the teacher's weights (``teacher_sample``). Nothing in
-either depends on when or in how many runs it was made.
+either depends on when or in how many runs it was made. :mod:`.manifest` says what can be in them.
 """
 
 from __future__ import annotations
@@ -19,92 +19,47 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from ..errors import SdHyenaError, UsageError
+from .. import strict_json
+from ..errors import CheckpointError, SdHyenaError, UsageError
 from ..files import write_file
+from ..finite import NOT_FINITE, first_not_finite
+from ..tensors import open_tensors
+from .manifest import Manifest, Shard, check_contents, manifest_of, shard_name
 
 FORMAT, VERSION = "sd-hyena-data", 1
-MANIFEST, SHARDS = "manifest.json", "shards"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One finished shard: ``size`` is (width, height) in px, ``held_out`` numbers rows of the file."""
-
-    file: str
-    sha256: str
-    size: tuple[int, int]
-    items: int
-    held_out: list[int]
-
-
-@dataclass
-class Manifest:
-    """What a folder holds, or is to hold."""
-
-    identity: dict[str, Any]
-    n_shards: int
-    shards: list[Shard] = field(default_factory=list)
-    teacher_sample: list[float] = field(default_factory=list)
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """(width, height) in px, in the order in which they were asked for."""
-        return [(w, h) for w, h in self.identity["sizes"]]
-
-    @property
-    def key(self) -> str:
-        """A name for the contents."""
-        return identity_key(self.identity)
-
-
-def identity_key(identity: Mapping[str, Any]) -> str:
-    """Twenty hexadecimal digits that stand for an identity."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
-
-
-def shard_name(number: int) -> str:
-    """A shard's path inside its folder."""
-    return f"{SHARDS}/{number:05d}.safetensors"
+MANIFEST = "manifest.json"
+LARGEST = 1 << 28  # bytes of a manifest: a million shards
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replaces the folder's manifest atomically. Raises SdHyenaError if it cannot be written."""
     document = {"format": FORMAT, "version": VERSION} | asdict(manifest)
-    write_file(folder / MANIFEST, json.dumps(document, indent=1) + "\n")
+    write_file(folder / MANIFEST, strict_json.dumps(document, str(folder / MANIFEST), 1) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The folder's manifest, or None if it has none. Raises SdHyenaError for one that is not ours, or damaged."""
     path = folder / MANIFEST
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = strict_json.load(path, LARGEST)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise SdHyenaError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise SdHyenaError(f"{path}: not the manifest of a prepared folder: choose another folder")
-    if document.get("version") != VERSION:
+    if type(document.get("version")) is not int or document["version"] != VERSION:
         raise SdHyenaError(f"{path}: version {document.get('version')!r}, but this sd-hyena reads {VERSION}")
     try:
-        shards = [Shard(**(entry | {"size": tuple(entry["size"])})) for entry in document["shards"]]
-        manifest = Manifest(document["identity"], int(document["n_shards"]), shards, document.get("teacher_sample", []))
-        names = [shard_name(number) for number in range(len(shards))]
-        fits = names == [s.file for s in shards] and len(shards) <= manifest.n_shards
-        if not fits or not {s.size for s in shards} <= set(manifest.sizes):
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise SdHyenaError(f"{path}: damaged: remove it and run prepare again") from None
-    return manifest
+        return manifest_of(document)
+    except ValueError as error:
+        raise SdHyenaError(f"{path}: damaged ({error}): remove it and run prepare again") from None
 
 
 def finished_manifest(folder: Path) -> Manifest:
@@ -130,8 +85,11 @@ def write_shard(
 ) -> Shard:
     """Writes a shard atomically; returns its entry. Raises SdHyenaError if it cannot be written."""
     # One metadata entry: safetensors writes several in any order, and a shard made twice must be the same.
+    path = folder / shard_name(number)
+    if name := first_not_finite(tensors):
+        raise SdHyenaError(f"{path}: not written: {name} {NOT_FINITE}")
     data = serialise({k: v.contiguous() for k, v in tensors.items()}, {"prompts": json.dumps(list(prompts))})
-    write_file(folder / shard_name(number), data)
+    write_file(path, data)
     checksum = hashlib.sha256(data).hexdigest()
     return Shard(shard_name(number), checksum, size, len(tensors["latents"]), list(held_out))
 
@@ -149,18 +107,21 @@ def damage(folder: Path, shard: Shard) -> str:
 def read_shard(folder: Path, shard: Shard, check: bool = True) -> tuple[dict[str, Tensor], list[str]]:
     """A shard's tensors, paged in from the file as they are used, and the prompts of its states' rows.
 
-    ``check`` compares its checksum first. Raises SdHyenaError.
+    ``check`` compares its checksum first, and looks at every number. Raises SdHyenaError.
     """
     path = folder / shard.file
     wrong = damage(folder, shard) if check else ""
     if not wrong:
         try:
-            tensors = load_file(path)
-            with safe_open(path, framework="pt") as file:
-                prompts = json.loads((file.metadata() or {})["prompts"])
-            if len(tensors["latents"]) == len(tensors["prompt"]) == shard.items and "states" in tensors:
-                return tensors, prompts
-            wrong = "its contents are not those of a shard"
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            wrong = f"cannot be read ({' '.join(str(error).split())[:80]})"
+            held = open_tensors(path)
+            tensors = {name: held.get(name) for name in held}
+            prompts = strict_json.loads(held.metadata.get("prompts", ""))
+            check_contents(shard.items, shard.size, tensors, prompts)
+            if name := first_not_finite(tensors if check else {}):
+                raise ValueError(f"{name} {NOT_FINITE}")
+            return tensors, prompts
+        except CheckpointError as error:
+            raise SdHyenaError(f"{error}: run prepare again to make it anew") from None
+        except ValueError as error:
+            wrong = f"its contents are not those of a shard ({error})"
     raise SdHyenaError(f"{path}: {wrong}: run prepare again to make it anew")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,15 @@ from torch import nn
 
 from ..errors import SdHyenaError
 from ..files import write_file
+from ..finite import NOT_FINITE, first_not_finite
 
 STATE = ".train-state.pt"
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Replaces the folder's resume state atomically. Raises SdHyenaError if it cannot be written."""
+    if name := first_not_finite(state):
+        raise SdHyenaError(f"{folder / STATE}: not written: {name} {NOT_FINITE}")
     write_file(folder / STATE, serialised(state))
 
 
@@ -27,19 +29,6 @@ def serialised(content: Any) -> bytes:
     """What torch.save would write: to a file itself, it has no words for a full disk."""
     torch.save(content, data := io.BytesIO())
     return data.getvalue()
-
-
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """The resume state, or None if the folder has none. Raises SdHyenaError if it is damaged."""
-    path = folder / STATE
-    if not path.exists():
-        return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a damaged file
-        raise SdHyenaError(
-            f"{path}: cannot resume from it ({os.path.basename(str(error))[:80]}): remove it to start anew"
-        ) from None
 
 
 class Average:

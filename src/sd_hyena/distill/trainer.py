@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from .. import checkpoint, interrupts
+from ..arguments import shown
 from ..errors import SdHyenaError, UsageError
 from ..files import Claim
 from ..fingerprint import exact
@@ -35,8 +36,9 @@ from .losses import Distance, Losses, layer_losses
 from .optimisation import make_optimizer, make_schedule
 from .prepare import training_data
 from .results import Progress, Result
+from .resume import read_state, restore, resuming
 from .settings import TrainSettings
-from .state import STATE, Average, load_state, save_state
+from .state import STATE, Average, save_state
 from .students import Students, configure, pretrained_layers
 
 VALIDATION_SAMPLES = 64
@@ -89,7 +91,7 @@ class Trainer:
 
     def _run(self, resume: bool) -> Result:
         started = time.time()
-        state = load_state(self.out) if resume else None
+        state = read_state(self.out) if resume else None
         if state is None and self.accelerator.is_main_process:
             (self.out / STATE).unlink(missing_ok=True)  # of another run, which this one replaces
         if resume and state is None:
@@ -109,7 +111,10 @@ class Trainer:
         if state is not None:
             self._check_same_run(state)
             step = state["step"]
-            self.students.load_state_dict(state["students"])
+            with resuming(self.out / STATE):
+                self.students.load_state_dict(state["students"])
+                if not self._can_be(state["stage"], step):
+                    raise ValueError(f"stage {state['stage']} has no step {step}")
             self.on_phase(f"resuming at step {step}")
         s, later = self.settings, state is not None and state["stage"] == 2
         if s.n_steps and not later:
@@ -148,11 +153,10 @@ class Trainer:
         scheduler = make_schedule(optimizer, s.lr_scheduler, s.lr_warmup_steps, steps, accelerator.num_processes)
         self.average = Average(self.students, s.ema_decay if stage == 2 else 0)
         if state is not None:
-            optimizer.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
-            if accelerator.scaler is not None and state["scaler"]:
-                accelerator.scaler.load_state_dict(state["scaler"])
-            self.average.load_state_dict(state["average"])
+            with resuming(self.out / STATE):
+                restore(optimizer, scheduler, self.average, state)
+                if accelerator.scaler is not None and state["scaler"]:
+                    accelerator.scaler.load_state_dict(state["scaler"])
         self.stage = stage
         self.model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
 
@@ -361,7 +365,7 @@ class Trainer:
         for path, names in self._paths(step).items():
             origins = {name: Origin(figures.get(name, {}), self.teacher, training) for name in names}
             file = gather({name: operators[name] for name in names}, origins)
-            written = self.claim.write(path, checkpoint.to_bytes(file))
+            written = self.claim.write(path, checkpoint.to_bytes(file, path))
             if written not in self.files:
                 self.files.append(written)
 
@@ -377,10 +381,15 @@ class Trainer:
             with self.average.in_place():
                 self.on_save(step, self.students)
 
+    def _can_be(self, stage: int, step: int) -> bool:
+        s = self.settings
+        return 0 <= step <= s.n_steps if stage == 1 else s.n_steps <= step <= s.total_steps > s.n_steps
+
     def _check_same_run(self, state: dict[str, Any]) -> None:
-        before = json.loads(state["settings"]) | json.loads(state["identity"])
+        before = state["settings"] | state["identity"]
         now = asdict(self.settings) | self.identity
         changed = [k for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
         if changed:
-            pairs = ", ".join(f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed)
-            raise UsageError(f"cannot resume {self.out} with other settings: {pairs}")
+            pairs = ", ".join(f"{k} was {shown(before.get(k))}, is {shown(now[k])}" for k in changed[:5])
+            more = " ..." if len(changed) > 5 else ""
+            raise UsageError(f"cannot resume {self.out} with other settings: {pairs}{more}")

@@ -12,6 +12,8 @@ from torch import Tensor
 from ..distill.capture import capture
 from ..distill.losses import Distance
 from ..distill.students import Students
+from ..finite import is_finite, why_not_finite
+from ..generate.sampling import NotFiniteError
 from ..nn import Operator
 from ..targets import find_targets
 from .inputs import HeldOut
@@ -63,7 +65,7 @@ class TeacherSweep:
         self.predictions: list[Tensor] = []
         with torch.no_grad(), capture(pipe.unet, needed) as records:
             for number, batch in enumerate(inputs):
-                self.predictions.append(pipe.unet(**batch.call).sample.cpu())
+                self.predictions.append(_predict(pipe, batch.call))
                 for label, student in students.items():
                     for name, y in student(records).items():
                         distances[label][name].add(batch.band, y, records[name].y)
@@ -93,11 +95,18 @@ class TeacherSweep:
         count = len(self.inputs.edges)
         results = {"conditional": BandDistance(count)} | ({"guided": BandDistance(count)} if guidance > 1 else {})
         for batch, teacher in zip(self.inputs, self.predictions, strict=True):
-            student = self.pipe.unet(**batch.call).sample.cpu()
+            student = _predict(self.pipe, batch.call)
             for name, distance in results.items():
                 weight = guidance if name == "guided" else 1.0
                 distance.add(batch.band, *(_tokens(_combine(p.float(), weight)) for p in (student, teacher)))
         return {name: distance.figures() for name, distance in results.items()}
+
+
+def _predict(pipe: Any, call: dict[str, Any]) -> Tensor:
+    prediction = pipe.unet(**call).sample.cpu()
+    if not is_finite(prediction):
+        raise NotFiniteError(f"the UNet's prediction is not finite: {why_not_finite(pipe)}")
+    return prediction
 
 
 def _combine(prediction: Tensor, guidance: float) -> Tensor:

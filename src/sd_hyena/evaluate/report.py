@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import html
-import json
 from pathlib import Path
 
 from PIL import Image
 
+from .. import strict_json
 from ..files import Claim, make_folder
 from ..generate.draw import contact_sheet, to_png
 from . import page
@@ -33,7 +33,7 @@ def write_report(folder: Path, result: Evaluation, more: str = "", claim: Claim 
     contents: tuple[str | bytes, ...] = (
         _html(result, plot, more),
         markdown(result),
-        json.dumps(result.figures(), indent=2) + "\n",
+        strict_json.dumps(result.figures(), str(paths[2]), 2) + "\n",
         to_png(sheet(result)),
         plot,
     )

@@ -13,6 +13,7 @@ from torch import nn
 
 from .. import patch
 from ..errors import SdHyenaError, UsageError
+from ..finite import first_not_finite, why_not_finite
 from ..generate.draw import attach_entry
 from ..generate.sampling import NotFiniteError
 from ..generate.settings import GenerateSettings
@@ -200,6 +201,9 @@ class _Work:
                 row = self.row(label, "student", files[label], ", ".join(layers))
             row.layers = self.sweep.layers[label] if self.sweep else {}
             rows.append(row)
+        for row in rows:
+            if name := first_not_finite(row.figures()):
+                raise SdHyenaError(f"{row.label}: {name} is not finite: {why_not_finite(self.pipe)}")
         return Evaluation(s, self.prompts, self.seeds, inputs.edges, rows, machine(str(self.pipe.unet.device)))
 
     def row(self, label: str, kind: str, files: Sequence[str] = (), replaced: str = "") -> Row:
@@ -208,13 +212,13 @@ class _Work:
         options = self.settings.drawing().sampling_options()
         try:
             drawing = draw(self.pipe, self.prompts, self.seeds, self.progress, **options)
+            row = Row(label, kind, drawing, list(files))
+            if self.teacher is not None:
+                row.distances = compare(self.teacher, drawing)
+            if self.sweep is not None:
+                row.unet = self.sweep.unet_errors(self.settings.cfg_scale)
         except NotFiniteError as error:
             raise SdHyenaError(f"{label}: {error}") from None
-        row = Row(label, kind, drawing, list(files))
-        if self.teacher is not None:
-            row.distances = compare(self.teacher, drawing)
-        if self.sweep is not None:
-            row.unet = self.sweep.unet_errors(self.settings.cfg_scale)
         for score in self.scores:
             row.scores |= score(drawing, self.teacher, self.prompts)
         return row

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import strict_json
 from ..errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ def known_schedule(source: ModelSource) -> Mapping[str, Any]:
     if source.kind == "file":  # every family of single files
         return {"num_train_timesteps": 1000}
     try:
-        text = (Path(source.location) / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")
-        found = json.loads(text)
+        found = strict_json.load(Path(source.location) / "scheduler" / "scheduler_config.json")
     except (OSError, ValueError):
         found = None  # loading says what is wrong
     return found if isinstance(found, dict) else {}

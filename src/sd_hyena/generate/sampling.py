@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import SdHyenaError
 from ..families import from_text
+from ..finite import is_finite, why_not_finite
 from ..long_prompts import count, encode_parts
 
 
@@ -59,7 +60,7 @@ def _keep_finite(kept: dict[str, Tensor]) -> Any:
 
     def check(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         kept.update(tensors)
-        if not tensors["latents"].isfinite().all():
+        if not is_finite(tensors["latents"]):
             order = pipe.scheduler.order  # calls of the UNet a step
             where = f"step {step // order + 1} of {-(-pipe.num_timesteps // order)}"
             raise NotFiniteError(f"{where}: the latents are not finite: {why_not_finite(pipe)}")
@@ -73,7 +74,7 @@ def _finite_decoder(pipe: Any) -> Iterator[None]:
     """Checks what the VAE decodes too: in half precision some overflow where the latents did not."""
 
     def check(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and not output.isfinite().all():
+        if isinstance(output, Tensor) and not is_finite(output):
             raise NotFiniteError(f"after the last step: the VAE's picture is not finite: {why_not_finite(pipe)}")
 
     decoder = getattr(pipe.vae, "decoder", None)
@@ -85,14 +86,3 @@ def _finite_decoder(pipe: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def why_not_finite(pipe: Any) -> str:
-    """Names a weight that is not finite; where all are, what else may help."""
-    for component, module in pipe.components.items():
-        for name, tensor in module.state_dict().items() if isinstance(module, nn.Module) else ():
-            if tensor.is_floating_point() and not tensor.is_meta and not tensor.float().isfinite().all():
-                return f"{component}'s weight {name} holds NaN or infinity: the file it came from is damaged"
-    if pipe.unet.dtype == torch.float16:
-        return "float16 may be too narrow: use bfloat16 or float32"
-    return "use another sampler, more steps or a lower guidance scale"

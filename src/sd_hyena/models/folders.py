@@ -6,12 +6,12 @@ No code from a folder is ever run: all its parts must be classes of diffusers an
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
+from .. import strict_json
 from ..errors import CheckpointError, UsageError
 from .parts import check_scheduler, check_weights, read_json
 from .quiet import quiet_libraries
@@ -162,7 +162,7 @@ def _what_else(folder: Path) -> str:
     config = folder / "config.json"
     if config.is_file():
         try:
-            content = json.loads(config.read_text(encoding="utf-8"))
+            content = strict_json.load(config)
             kind = content.get("_class_name") or (content.get("architectures") or ["model"])[0]
         except (OSError, ValueError, AttributeError, TypeError, LookupError):
             kind = "model"

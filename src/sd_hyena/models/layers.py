@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,11 +13,13 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, SdHyenaError, UsageError
 from ..fingerprint import describe
+from ..finite import NOT_FINITE, beyond, is_finite
 from ..targets import find_targets, select
 from ..tensors import Tensors, open_tensors, weights_in
 from .folders import check_folder
-from .loading import is_finite, unet_skeleton
+from .loading import unet_skeleton
 from .locate import ModelSource
+from .parts import read_json
 from .single_file import open_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -55,12 +56,14 @@ def read_layers(
 
     def get(name: str) -> Tensor:
         stored = stored_as(name)
-        tensor = tensors.get(stored).to(dtype or torch.float32)
+        held = tensors.get(stored)
+        tensor = held.to(dtype or torch.float32)
         if tensor.shape != shapes[name]:
             got, expected = tuple(tensor.shape), tuple(shapes[name])
             raise CheckpointError(f"model {source.name}: {stored} has shape {got}, expected {expected}")
         if not is_finite(tensor):
-            raise CheckpointError(f"model {source.name}: {stored} holds NaN or infinite values")
+            what = beyond(tensor.dtype) if is_finite(held) else NOT_FINITE
+            raise CheckpointError(f"model {source.name}: {stored} {what}")
         return tensor
 
     record = describe(kind, unet, get)
@@ -89,7 +92,7 @@ def _in_folder(source: ModelSource) -> tuple[str, Tensors, Callable[[str], str]]
     """The pipeline's class, the weights, and what a weight is called there."""
     folder = Path(source.location)
     variant = source.variant if source.variant in weights_in(folder / "unet") else ""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(folder / "model_index.json", source.name)
     return index["_class_name"], open_tensors(folder / "unet", variant), lambda name: name
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, SdHyenaError, UsageError
+from ..finite import NOT_FINITE, beyond, is_finite
 from .choices import ModelChoices
 from .locate import ModelSource
 from .quiet import quiet_libraries
@@ -44,22 +46,33 @@ def load_pipeline(
     """
     import torch
 
+    from ..tensors import open_tensors, weights_in
+
     quiet_libraries()
     from .schedule import Marked, read_marks, set_schedule
 
-    dtype, marked, tensors = dtype or torch.float32, Marked(), None
+    dtype, marked = dtype or torch.float32, Marked()
     try:
         if source.kind == "file":
             from .single_file import load_single_file, open_checkpoint
 
             checkpoint = open_checkpoint(source.location, source.name)
-            pipe, marked, tensors = load_single_file(checkpoint, dtype), read_marks(checkpoint), checkpoint.tensors
+            pipe, marked = load_single_file(checkpoint, dtype), read_marks(checkpoint)
+
+            def stored(component: str) -> tuple[str, Tensors]:
+                return "", checkpoint.tensors
+
         else:
             from .folders import load_folder
             from .hub import fetch
 
             folder, variant = fetch(source) if source.kind == "hub" else (Path(source.location), source.variant)
             pipe = load_folder(folder, source.name, variant, {"dtype": dtype})
+
+            def stored(component: str) -> tuple[str, Tensors]:
+                own = folder / component
+                return f"{component}.", open_tensors(own, variant if variant in weights_in(own) else "")
+
     except (SdHyenaError, UsageError):
         raise
     except Exception as error:  # diffusers and transformers raise many unrelated types
@@ -72,35 +85,19 @@ def load_pipeline(
     for module in (pipe.unet, pipe.vae):
         module.eval().requires_grad_(False)
     pipe = pipe.to(device)
-    check_finite(pipe, source.name, dtype, tensors)
+    check_finite(pipe, source.name, dtype, stored)
     return pipe
 
 
-def check_finite(pipe: Any, name: str, dtype: torch.dtype, tensors: Tensors | None = None) -> None:
-    """Raises CheckpointError, naming the tensor, if a weight of the pipeline is NaN or infinite.
-
-    ``tensors``: the file that the weights came from, whose names say more than the pipeline's.
-    """
+def check_finite(pipe: Any, name: str, dtype: torch.dtype, stored: Callable[[str], tuple[str, Tensors]]) -> None:
+    """Raises CheckpointError, naming the tensor, if a weight of the pipeline is NaN or infinite. ``stored`` gives the
+    tensors that a component's weights came from, and what to put before their names."""
     for component, module in pipe.components.items():
-        for key, weight in module.named_parameters() if hasattr(module, "named_parameters") else ():
+        for key, weight in module.state_dict(keep_vars=True).items() if hasattr(module, "state_dict") else ():
             if is_finite(weight):
                 continue
-            found = f"{component}.{key}"
-            if tensors is not None:
-                stored = next((each for each in tensors if not is_finite(tensors.get(each))), None)
-                if stored is None:
-                    raise CheckpointError(
-                        f"model {name}: {found} is beyond the range of {dtype}: compute in another type"
-                    )
-                found = stored
-            raise CheckpointError(f"model {name}: {found} holds NaN or infinite values")
-
-
-def is_finite(weight: torch.Tensor) -> bool:
-    """Whether all values are: their sum tells in one pass, and only if it does not they are looked at one by one."""
-    import torch
-
-    if not weight.is_floating_point():
-        return True
-    weight = weight.float() if weight.dtype.itemsize == 1 else weight
-    return bool(torch.isfinite(weight.sum(dtype=torch.float32))) or bool(torch.isfinite(weight).all())
+            prefix, held = stored(component)
+            damaged = next((each for each in held if not is_finite(held.get(each))), None)
+            if damaged is None:
+                raise CheckpointError(f"model {name}: {component}.{key} {beyond(dtype)}")
+            raise CheckpointError(f"model {name}: {prefix}{damaged} {NOT_FINITE}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import strict_json
 from ..errors import CheckpointError, UsageError
 from .choices import PREDICTIONS
 from .kinds import SUPPORTED
@@ -83,7 +83,7 @@ def check_scheduler(folder: Path, kind: str | None, name: str) -> None:
 def read_json(path: Path, name: str, folder: str = "") -> dict[str, Any]:
     """A JSON object. Raises CheckpointError, which calls the file by its name after ``folder``."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = strict_json.load(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"model {name}: {folder}{path.name} cannot be read: {error}") from None
     if not isinstance(content, dict):

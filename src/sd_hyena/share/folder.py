@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import __version__
+from .. import __version__, strict_json
 from ..arguments import given_path
 from ..checkpoint import FORMAT, describe, to_bytes
 from ..errors import SdHyenaError, UsageError
@@ -52,9 +51,9 @@ def write_folder(
             card = model_card(file, name, base_model=base_model, license=license, sheet=sheet, known=known or here)
         stale = not sheet and holds_ours(folder) and outlives(here, card)
         with atomic_folder(folder, [SHEET] if stale else []) as new:
-            (new / WEIGHTS).write_bytes(to_bytes(file))
+            (new / WEIGHTS).write_bytes(to_bytes(file, folder / WEIGHTS))
             config = describe(file) | {"sd_hyena_version": __version__}
-            (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            (new / CONFIG).write_text(strict_json.dumps(config, f"{folder / CONFIG}", 2) + "\n", encoding="utf-8")
             (new / CARD).write_text(card, encoding="utf-8")
             if picture is not None:
                 picture.save(new / SHEET)
@@ -90,6 +89,6 @@ def outlives(earlier: str, card: str) -> bool:
 
 def is_ours(config: bytes) -> bool:
     try:
-        return json.loads(config)["format"] == FORMAT
-    except (ValueError, KeyError, TypeError):
+        return strict_json.loads(config)["format"] == FORMAT
+    except (ValueError, LookupError, TypeError):
         return False
