@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/sd-hyena demo --out_dir demo-out --overwrite
@@ -22,12 +22,24 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/cpu_suite.py $(BENCH)
 
-# torch first and on its own, so that a CPU build found by pip's own configuration satisfies what follows.
-$(VENV)/installed: pyproject.toml constraints.txt
+# Every file is compared with its hash in constraints.txt, but torch: its builds (CPU, CUDA) differ by machine, and which
+# one it is is for pip's own configuration to say. What torch brings for a GPU has no hashes either.
+TORCH := torch==2.13.0
+$(VENV)/installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement constraints.txt
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+# Renews constraints.txt: for changed bounds, or with UPGRADE=--upgrade for the newest versions within them.
+constraints:
+	$(PYTHON) -m venv $(VENV)-constraints
+	$(VENV)-constraints/bin/pip install --quiet uv==0.13.9
+	echo "torch; python_version < '0'" > $(VENV)-constraints/without.txt
+	$(VENV)-constraints/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate $(UPGRADE) \
+		--python-version 3.11 --extra dev --override $(VENV)-constraints/without.txt \
+		--custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml constraints.in
+
 clean:
-	rm -rf $(VENV) demo-out
+	rm -rf $(VENV) $(VENV)-constraints demo-out
