@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 
-from .. import __version__
+from .. import __version__, processes
 from ..errors import SdHyenaError, UsageError
 from ..ops import environment
 from ..texts import check_text, shortened
@@ -27,6 +27,7 @@ COMMANDS = {
     "benchmark": "time a Hyena layer against attention at growing sizes",
     "demo": "the whole story on the bundled model, with a report",
 }
+SHARED = ("prepare", "train", "generate")  # commands whose work several processes may share
 COMMAND_LINE = "sd-hyena's command line"  # the name of its log handler
 
 
@@ -55,20 +56,21 @@ def main(argv: list[str] | None = None) -> int:
         chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
     args = vars(known)
     run, debug = args.pop("run"), args.pop("debug")
-    del args["command"]
+    command = args.pop("command")
     _log_our_lines_alone()
     try:
         for name, value in args.items():
             if isinstance(value, str):
                 check_text(name, value)
         environment.kernel()
-        return run(args)
+        with processes.speaking(alone=command not in SHARED):
+            return run(args)
     except KeyboardInterrupt:
         return 130
     except (UsageError, SdHyenaError) as error:
         if debug:
             raise
-        print(f"sd-hyena: {error}", file=sys.stderr)
+        _say(str(error))
         return 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:
         return 1
@@ -76,11 +78,20 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            print(f"sd-hyena: {shortened(str(error.filename))}: {error.strerror}", file=sys.stderr)
+            _say(f"{shortened(str(error.filename))}: {error.strerror}")
             return 2
+        if processes.lost(error):
+            again = "the same command with --resume" if command == "train" else "the same command"
+            _say(f"another process of this run has ended, and so does this one; what is written stays, {again} goes on")
+            return 1
         reason = " ".join(str(error).split()) or "no message"
-        print(f"sd-hyena: {type(error).__name__}: {reason} (--debug shows where)", file=sys.stderr)
+        _say(f"{type(error).__name__}: {reason} (--debug shows where)")
         return 1
+
+
+def _say(line: str) -> None:
+    if processes.first_to_say(line):
+        print(f"sd-hyena: {line}", file=sys.stderr)
 
 
 def _log_our_lines_alone() -> None:
@@ -92,6 +103,7 @@ def _log_our_lines_alone() -> None:
     handler = logging.StreamHandler()
     handler.name = COMMAND_LINE
     handler.setFormatter(logging.Formatter("sd-hyena: %(message)s"))
+    handler.addFilter(lambda record: processes.first_to_say(record.getMessage()))
     ours.addHandler(handler)
     if not root.handlers:  # else Python prints warnings that nobody handles
         root.addHandler(logging.NullHandler())

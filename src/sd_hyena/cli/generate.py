@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from ..generate.samplers import check_steps, known_schedule, use_scheduler
 from ..generate.settings import GRID_NAME, GenerateSettings
 from ..generate.stages import stages
 from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
+from ..processes import Group, here
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
 from ..texts import warn_of_syntax
 from .device import choose_device
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +67,7 @@ def _draw(settings: GenerateSettings, source: Any) -> int:
     import torch
 
     from ..fingerprint import HASH, fingerprint
-    from ..generate.draw import contact_sheet, draw_sweep, save_png
+    from ..generate.draw import contact_sheet, draw_sweep, read_png, save_png
     from ..generate.memory import check_offload, place, spare_vae
     from ..models import load_pipeline
     from .display import console, phase
@@ -78,15 +82,21 @@ def _draw(settings: GenerateSettings, source: Any) -> int:
     drawn_at = stages(settings)
     place(pipe, device, settings.offload, drawn_at, settings.num_images)
     spare_vae(pipe, device, settings.vae_tiling, drawn_at, settings.num_images)
-    seed = settings.seed if settings.seed >= 0 else random.SystemRandom().randrange(2**31)
-    rows: list[list[Any]] = [[] for _ in settings.entries()]
-    total = len(rows) * settings.num_images * settings.iteration
-    for drawn in draw_sweep(pipe, settings, seed, model_hash):
-        rows[drawn.entry].append(drawn.image)
+    group = Group(here())
+    seed = group.agree(lambda: settings.seed if settings.seed >= 0 else random.SystemRandom().randrange(2**31))
+    entries, each = settings.entries(), settings.num_images * settings.iteration
+    batches = len(entries) * settings.iteration
+    if batches < group.place.count:
+        logger.warning("%d of %d processes draw: more and smaller iterations (-i, -n) share work", batches, group.place.count)
+    rows: list[dict[int, str]] = [{} for _ in entries]  # paths by seed: other processes' pictures come between
+    own = draw_sweep(pipe, settings, seed, model_hash, group.place)
+    for entry, path, drawn_with, seconds in group.gather((d.entry, str(d.path), d.seed, d.seconds) for d in own):
+        rows[entry][drawn_with] = path
         done = sum(map(len, rows))
-        console.print(f"{done}/{total} {drawn.path} seed {drawn.seed}, {drawn.seconds:.2f} s", soft_wrap=True)
-    if settings.grid:
-        labels = [" + ".join(files) or f"{settings.model} (attention)" for files in settings.entries()]
-        path = save_png(contact_sheet(rows, labels), Path(settings.out_dir) / GRID_NAME, overwrite=settings.overwrite)
+        console.print(f"{done}/{len(rows) * each} {path} seed {drawn_with}, {seconds:.2f} s", soft_wrap=True)
+    if settings.grid and group.place.is_main:
+        labels = [" + ".join(files) or f"{settings.model} (attention)" for files in entries]
+        sheet = contact_sheet([[read_png(row[number]) for number in sorted(row)] for row in rows], labels)
+        path = save_png(sheet, Path(settings.out_dir) / GRID_NAME, overwrite=settings.overwrite)
         console.print(str(path), soft_wrap=True)
     return 0

@@ -28,6 +28,7 @@ from ..errors import SdHyenaError, UsageError
 from ..fingerprint import exact
 from ..names import used_fields
 from ..nn import OperatorConfig, build
+from ..processes import Place
 from ..targets import find_targets, select
 from .joint import JointStage, StudentUNet
 from .lessons import Lessons, NoiseLessons, PictureLessons, Reuse
@@ -85,7 +86,8 @@ class Trainer:
         """Trains to the last step, or until SIGINT or SIGTERM; then saves. Raises SdHyenaError if the loss
         stops being finite, leaving the last good files in place."""
         started = time.time()
-        state = load_state(self.out) if resume else None
+        reads = resume and self.accelerator.is_main_process
+        state = broadcast_object_list([load_state(self.out) if reads else None])[0]
         if resume and state is None:
             self.on_phase(f"nothing to resume in {self.out}: starting at step 0")
         self.seed = self._choose_seed(state)
@@ -185,8 +187,8 @@ class Trainer:
         noise = NoiseLessons(self.attentions, self.targets, self.latents, self.seed)
         self.pictures: PictureLessons | None = None
         if s.needs_pictures:
-            with self.accelerator.main_process_first():
-                data = training_data(s, self.pipe, self.teacher, self.is_demo, self.on_phase, self.on_prepare)
+            place = Place(self.accelerator.process_index, self.accelerator.num_processes)
+            data = training_data(s, self.pipe, self.teacher, self.is_demo, self.on_phase, self.on_prepare, place)
             self.pictures = PictureLessons(self.pipe, self.targets, data, self.seed, s.unconditional)
         self.lessons: Lessons = noise if s.learns_from_noise or self.pictures is None else self.pictures
         self.measuring: Lessons = noise if s.measured_on == "noise" or self.pictures is None else self.pictures

@@ -19,6 +19,7 @@ from .. import patch
 from ..api import load_hyena
 from ..errors import SdHyenaError, UsageError
 from ..files import atomic_path, write_new
+from ..processes import ALONE, Place
 from ..sources import hyena_path
 from .hires import draw_stages, pipelines
 from .sampling import NotFiniteError
@@ -59,8 +60,11 @@ def check_stack(files: Sequence[str], layers: Sequence[Sequence[str]]) -> None:
         raise UsageError(f"{'+'.join(files)}: layer {twice[0]} is in more than one of the stacked files")
 
 
-def draw_sweep(pipe: Any, settings: GenerateSettings, seed: int, model_hash: str) -> Iterator[Drawn]:
-    """Draws and saves every image of the sweep, entry by entry; the same seeds for every entry."""
+def draw_sweep(
+    pipe: Any, settings: GenerateSettings, seed: int, model_hash: str, place: Place = ALONE
+) -> Iterator[Drawn]:
+    """Draws and saves every image of the sweep, entry by entry; the same seeds for every entry. One of several
+    processes draws the iterations that are its own: whole batches, as rounding depends on what is in one."""
     paths, entries, plan = settings.plan(), settings.entries(), pipelines(pipe, settings)
     with_hyena = [stage for stage, _ in plan if stage.hyena]
     for files in entries:  # every file is checked against the model before the first picture is drawn
@@ -76,6 +80,8 @@ def draw_sweep(pipe: Any, settings: GenerateSettings, seed: int, model_hash: str
     for h, files in enumerate(entries):
         layers = attach_entry(pipe, files, settings)
         for b in range(settings.iteration):
+            if not place.has(h * settings.iteration + b):
+                continue
             first = b * settings.num_images
             seeds = [seed + first + i for i in range(settings.num_images)]
             started = time.perf_counter()
@@ -141,6 +147,15 @@ def save_png(image: Image.Image, path: Path, parameters: str = "", overwrite: bo
     if written != path:
         logger.warning("%s has appeared meanwhile: this picture is %s", path, written.name)
     return written
+
+
+def read_png(path: str) -> Image.Image:
+    """A picture of this run, maybe another process's. Raises SdHyenaError if it is not there any more."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.copy()
+    except OSError as error:
+        raise SdHyenaError(f"{path}: not there for the contact sheet: {error.strerror or error}") from None
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str | Sequence[str]]) -> Image.Image:

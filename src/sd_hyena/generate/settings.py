@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import UsageError
 from ..models.choices import ModelChoices
 from ..names import check_format, used_fields
+from ..processes import here
 from ..settings import option
 from ..sources import hyena_path
 from ..targets import parse_names
@@ -118,7 +119,7 @@ class GenerateSettings(ModelChoices):
             raise UsageError(
                 f"--name_format {self.name_format!r} repeats names: use {{n}}, or {{h}} with {{b}} and {{i}}"
             )
-        existing = [p for p in flat if p.exists()]
+        existing = [p for p in flat if p.exists()] if here().is_main else []  # the others may have begun
         if existing and not self.overwrite:
             raise UsageError(f"{existing[0]} exists: choose another --out_dir or --name_format, or give --overwrite")
         return paths
