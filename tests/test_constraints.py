@@ -26,7 +26,12 @@ def test_each_dependency_is_pinned_within_its_bounds():
     """The metrics extra has none: its torchvision is one of torch's builds, and nothing here installs it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
-    texts = [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras["bench"], *extras["dev"]]
+    texts = [
+        *project["build-system"]["requires"],
+        *project["project"]["dependencies"],
+        *extras["bench"],
+        *extras["dev"],
+    ]
     pinned = {name: next(iter(pin.specifier)).version for name, pin in (PINNED | {"torch": TORCH}).items()}
     for wanted in map(Requirement, texts):
         name = canonicalize_name(wanted.name)

@@ -16,7 +16,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -52,34 +52,33 @@ ALONE = Place()
 
 
 def here() -> Place:
-    """This process's place, as torchrun or SLURM gave it. Raises UsageError for variables that make no sense."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    _adopt_slurm()
-    if "WORLD_SIZE" not in os.environ:
-        return ALONE
-    try:
-        rank, count, local = (int(os.environ.get(name, 0)) for name in names)
-    except ValueError:
-        rank, count, local = -1, 0, 0
-    if not 0 <= rank < count or local < 0:
-        found = ", ".join(f"{name}={os.environ.get(name, '')!r}" for name in names)
-        raise UsageError(f"the environment names no process of a run: {found}")
-    if count > 1 and not ({"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()):
-        raise UsageError(f"process {rank} of {count} is not told where the others are: set MASTER_ADDR and MASTER_PORT")
-    return Place(rank, count, local)
-
-
-def _adopt_slurm() -> None:
-    """Puts SLURM's variables into torch's for a task of srun's. A batch script's own process is no task, though it has
-    a SLURM_PROCID; what srun starts may be a torchrun, whose processes have torch's already."""
+    """This process's place, as torchrun or srun gave it. Raises UsageError for variables that make no sense."""
     given = os.environ
-    if "RANK" in given or int(given.get("SLURM_STEP_NUM_TASKS") or 1) < 2:
-        return
+    try:
+        if "RANK" not in given and int(given.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+            given.update(_from_slurm(given))
+        if "WORLD_SIZE" not in given:
+            return ALONE
+        place = Place(*(int(given.get(name) or 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+        sensible = 0 <= place.rank < place.count and place.local >= 0
+        if not sensible or (place.count > 1 and not (given["MASTER_ADDR"] and int(given["MASTER_PORT"]))):
+            raise ValueError
+    except (KeyError, ValueError):
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        found = ", ".join(f"{name} {given[name]!r}" if name in given else f"no {name}" for name in names)
+        raise UsageError(f"the environment is not that of one of several processes: {found}") from None
+    return place
+
+
+def _from_slurm(given: Mapping[str, str]) -> dict[str, str]:
+    """torch's variables for a task of srun's. A batch script itself is no task, though it has a SLURM_PROCID; nor is
+    what a task starts by torchrun, which has torch's already."""
     first = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\])?([^,]*)", given["SLURM_STEP_NODELIST"])
-    assert first is not None
+    if first is None:
+        raise ValueError
     start, size = _PORTS
     port = start + (int(given["SLURM_JOB_ID"]) + 997 * int(given["SLURM_STEP_ID"])) % size
-    given |= {
+    return {
         "RANK": given["SLURM_PROCID"],
         "WORLD_SIZE": given["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": given["SLURM_LOCALID"],

@@ -84,19 +84,18 @@ def _draw(settings: GenerateSettings, source: Any) -> int:
     spare_vae(pipe, device, settings.vae_tiling, drawn_at, settings.num_images)
     group = Group(here())
     seed = group.agree(lambda: settings.seed if settings.seed >= 0 else random.SystemRandom().randrange(2**31))
-    entries, each = settings.entries(), settings.num_images * settings.iteration
-    batches = len(entries) * settings.iteration
-    if batches < group.place.count:
-        logger.warning("%d of %d processes draw: more and smaller iterations (-i, -n) share work", batches, group.place.count)
+    entries, count = settings.entries(), group.place.count
+    if len(entries) * settings.iteration < count:
+        logger.warning("%d processes have fewer iterations than that to share: give more (-i) of fewer pictures", count)
     rows: list[dict[int, str]] = [{} for _ in entries]  # paths by seed: other processes' pictures come between
+    total = len(rows) * settings.num_images * settings.iteration
     own = draw_sweep(pipe, settings, seed, model_hash, group.place)
-    for entry, path, drawn_with, seconds in group.gather((d.entry, str(d.path), d.seed, d.seconds) for d in own):
-        rows[entry][drawn_with] = path
-        done = sum(map(len, rows))
-        console.print(f"{done}/{len(rows) * each} {path} seed {drawn_with}, {seconds:.2f} s", soft_wrap=True)
+    for entry, path, number, seconds in group.gather((d.entry, str(d.path), d.seed, d.seconds) for d in own):
+        rows[entry][number] = path
+        console.print(f"{sum(map(len, rows))}/{total} {path} seed {number}, {seconds:.2f} s", soft_wrap=True)
     if settings.grid and group.place.is_main:
         labels = [" + ".join(files) or f"{settings.model} (attention)" for files in entries]
         sheet = contact_sheet([[read_png(row[number]) for number in sorted(row)] for row in rows], labels)
-        path = save_png(sheet, Path(settings.out_dir) / GRID_NAME, overwrite=settings.overwrite)
-        console.print(str(path), soft_wrap=True)
+        written = save_png(sheet, Path(settings.out_dir) / GRID_NAME, overwrite=settings.overwrite)
+        console.print(str(written), soft_wrap=True)
     return 0

@@ -58,8 +58,8 @@ def prepare(
 ) -> None:
     """Makes what is missing of ``folder``; ``on_progress`` is told how many pictures are there, of how many.
 
-    Several processes, each at its own ``place``, make every so manieth shard; the main one holds the folder and writes
-    the manifest. Raises UsageError if the folder holds other data (``overwrite`` starts over) or another run is writing
+    Several processes, each at its own ``place``, take turns at the shards; the main one holds the folder and writes the
+    manifest. Raises UsageError if the folder holds other data (``overwrite`` starts over) or another run is writing
     it (``wait`` says so in a line and waits), SdHyenaError if something cannot be written or read.
     """
     group = Group(place)
@@ -67,6 +67,9 @@ def prepare(
         manifest = _manifest(plan, folder, overwrite) if place.is_main else Manifest({}, 0)
         known = group.agree(lambda: [asdict(shard) for shard in manifest.shards])
         done, new = 0, {}
+
+        def report(further: int) -> None:
+            on_progress(done + further, plan.n_items)
 
         def own() -> Iterator[tuple[int, dict[str, Any]]]:
             """This process's shards, by number, as they are there."""
@@ -77,13 +80,12 @@ def prepare(
                         yield number, known[number]
                         continue
                     logger.warning("%s: %s: making it anew", folder / shard_name(number), wrong)
-                on_progress(done, plan.n_items)
-                made = _make_shard(pipe, plan, folder, number, batch_size, lambda n: on_progress(done + n, plan.n_items))
-                yield number, asdict(made)
+                report(0)
+                yield number, asdict(_make_shard(pipe, plan, folder, number, batch_size, report))
 
         for number, entry in group.gather(own()):
             done += len(plan.shards[number][1])
-            on_progress(done, plan.n_items)
+            report(0)
             new[number] = _entry(entry)
             wrong = "" if place.has(number) else damage(folder, new[number])
             if wrong:
