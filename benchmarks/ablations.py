@@ -31,7 +31,7 @@ from sd_hyena.distill.prepare import training_data
 from sd_hyena.distill.settings import TrainSettings
 from sd_hyena.distill.trainer import Trainer
 from sd_hyena.evaluate.pictures import Distances, Drawing, compare, draw
-from sd_hyena.files import atomic_path
+from sd_hyena.files import write_file
 from sd_hyena.fingerprint import fingerprint
 from sd_hyena.machine import describe, machine
 from sd_hyena.models import DEMO, load_pipeline, locate
@@ -331,8 +331,7 @@ def _is_valid(document: dict[str, Any], bench: Bench, row: Row) -> bool:
 
 
 def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text)
+    write_file(path, text)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sd_hyena.files import atomic_path
+from sd_hyena.figures import pyplot, rendered
+from sd_hyena.files import write_file
 from sd_hyena.machine import describe
 
 COLOURS = {"linear": "#c9962b", "near": "#2a9d6f", "long": "#0b3d66", "causal": "#777777", "windows": "#b3402e"}
@@ -20,10 +21,8 @@ def write(stem: Path, rows: Mapping[str, Any], facts: Mapping[str, Any], order: 
     beds = _by_teacher(rows, order)
     data = json.dumps({"machine": facts, "rows": rows}, indent=1)
     for suffix, text in ((".json", data), (".md", _table(beds, facts))):
-        with atomic_path(stem.with_suffix(suffix)) as temporary:
-            temporary.write_text(text)
-    with atomic_path(stem.with_suffix(".png")) as temporary:
-        _plot(beds, temporary)
+        write_file(stem.with_suffix(suffix), text)
+    write_file(stem.with_suffix(".png"), _plot(beds))
 
 
 def _by_teacher(rows: Mapping[str, Any], order: Sequence[str]) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -80,17 +79,12 @@ def _without(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     return f"{statistics.mean(values):.2f}" if values else "-"
 
 
-def _plot(beds: Mapping[str, Mapping[str, list[dict[str, Any]]]], path: Path) -> None:
+def _plot(beds: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> bytes:
     """A panel for each teacher: bars at equal steps, a tick at equal time, dots for the seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     count = max(len(students) for students in beds.values())
     each = [row for students in beds.values() for rows in students.values() for row in rows]
     limit = min(1.05, 1.08 * max(max(row["steps"], row["time"]) for row in each))
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         1, len(beds), figsize=(2.2 + 3.6 * len(beds), 1.6 + 0.29 * count), sharey=True, squeeze=False,
         constrained_layout=True,
     )  # fmt: skip
@@ -112,5 +106,4 @@ def _plot(beds: Mapping[str, Mapping[str, list[dict[str, Any]]]], path: Path) ->
     axes[0][0].invert_yaxis()
     axes[0][-1].legend(fontsize=7, loc="lower right")
     figure.suptitle("A planted softmax layer: how close each student comes")
-    figure.savefig(path, dpi=120, format="png")
-    plt.close(figure)
+    return rendered(figure)

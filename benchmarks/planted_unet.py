@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sd_hyena.distill.prepare import training_data
 from sd_hyena.distill.settings import TrainSettings
 from sd_hyena.distill.trainer import Trainer
-from sd_hyena.files import atomic_path
+from sd_hyena.files import write_file
 from sd_hyena.fingerprint import fingerprint
 from sd_hyena.machine import describe, machine
 from sd_hyena.models import DEMO, load_pipeline, locate
@@ -145,5 +145,4 @@ def _write(stem: Path, results: dict[str, Any], steps: int) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     data = json.dumps({"machine": facts, "rows": results}, indent=1)
     for suffix, text in ((".json", data), (".md", "\n".join(lines))):
-        with atomic_path(stem.with_suffix(suffix)) as temporary:
-            temporary.write_text(text + "\n")
+        write_file(stem.with_suffix(suffix), text + "\n")

@@ -20,7 +20,7 @@ from sd_hyena.config import SCALINGS
 from sd_hyena.demo.scenes import held_out_scenes
 from sd_hyena.evaluate.pictures import compare, draw
 from sd_hyena.evaluate.settings import labels
-from sd_hyena.files import atomic_path
+from sd_hyena.files import write_file
 from sd_hyena.machine import describe, machine
 from sd_hyena.models import DEMO, load_pipeline, locate
 
@@ -77,8 +77,7 @@ def main() -> int:
         lines.append(f"| {label} | " + " | ".join(values) + " |")
     document = {"machine": facts, "command": command, "rows": rows}
     for suffix, text in ((".json", json.dumps(document, indent=1)), (".md", "\n".join(lines) + "\n")):
-        with atomic_path(Path(args.out).with_suffix(suffix)) as temporary:
-            temporary.write_text(text)
+        write_file(Path(args.out).with_suffix(suffix), text)
     return 0
 
 

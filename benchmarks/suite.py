@@ -14,6 +14,8 @@ from sd_hyena.benchmark.image import ImageRow
 from sd_hyena.benchmark.kinds import KINDS, Kind, Shape, latent_cells
 from sd_hyena.benchmark.measure import Limits, Row, check, measure, measure_sizes
 from sd_hyena.benchmark.memory import CALL_METHOD, RUN_METHOD
+from sd_hyena.figures import rendered
+from sd_hyena.files import make_folder, write_file
 from sd_hyena.machine import describe, machine, settle
 
 
@@ -142,9 +144,10 @@ class Suite:
             "Whole layers with their projections, medians of interleaved calls. Ratio: the best attention's median "
             f"over this one's. Memory: {CALL_METHOD[self.device.type]}.\n\n"
         )
-        report.write_text(self.stem + ".md", head + "\n".join(self._pages))
+        make_folder(Path(self.stem).parent)
+        write_file(self.stem + ".md", head + "\n".join(self._pages))
         document = {"title": self.title, "machine": self.facts, "command": self.command, "rows": self.records}
-        report.write_text(self.stem + ".json", report.to_json(document))
+        write_file(self.stem + ".json", report.to_json(document))
 
     @property
     def _dtype_name(self) -> str:
@@ -155,16 +158,17 @@ class Suite:
         self.rows += rows
         self.records += [row.record() for row in rows]
 
-    def _figure(self, name: str, title: str, plot: Callable[..., None], rows: Sequence[Any]) -> str:
+    def _figure(self, name: str, title: str, plot: Callable[..., Any], rows: Sequence[Any]) -> str:
         if all(row.record()["ms"] is None for row in rows):
             return ""
-        paths = [Path(f"{self.stem}-{name}{suffix}") for suffix in (".png", ".svg")]
         try:
-            plot(rows, f"{title}\n{describe(self.facts)}, {self.facts['date']}", *paths)
+            for form in ("png", "svg"):
+                figure = plot(rows, f"{title}\n{describe(self.facts)}, {self.facts['date']}")
+                write_file(f"{self.stem}-{name}.{form}", rendered(figure, form, dpi=150))
         except ImportError as error:
             self.say(f"no figure: {error.name} is not installed")
             return ""
-        return f"![{title}]({paths[0].name})\n\n"
+        return f"![{title}]({Path(self.stem).name}-{name}.png)\n\n"
 
     @staticmethod
     def _foot(rows: Sequence[Row]) -> str:

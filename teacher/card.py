@@ -12,7 +12,8 @@ from scorer_training import evaluate_scorer
 
 from sd_hyena.demo.scenes import COLOURS, PLACES, SUBJECTS, TEXTURES, all_scenes, held_out_scenes
 from sd_hyena.demo.scorer import fidelity, load_scorer
-from sd_hyena.generate.draw import contact_sheet, save_png
+from sd_hyena.files import write_file
+from sd_hyena.generate.draw import contact_sheet, to_png
 from sd_hyena.generate.sampling import sample
 from sd_hyena.machine import machine
 from sd_hyena.models import load_pipeline, locate
@@ -42,7 +43,7 @@ def measure(folder: Path, prompts: int, seed: int) -> tuple[dict[float, dict[str
         if guidance == middle:
             rows = [images[i : i + 8] for i in range(0, min(SHEET, len(images)), 8)]
             sheet = contact_sheet(rows, [asked[i * 8 : i * 8 + 8] for i in range(len(rows))])
-            save_png(sheet, folder / "samples.png")
+            write_file(folder / "samples.png", to_png(sheet))
     return scores, evaluate_scorer(scorer), reconstruction(pipe.vae, seed)
 
 

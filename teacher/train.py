@@ -33,7 +33,8 @@ from scorer_training import evaluate_scorer, train_scorer
 from torch import Tensor, nn
 
 from sd_hyena.demo.scenes import GROUNDS, SUBJECTS, Scene, all_scenes
-from sd_hyena.files import atomic_path
+from sd_hyena.distill.state import serialised
+from sd_hyena.files import write_file
 from sd_hyena.models import DEMO_DIR
 
 STAGES = ("encoder", "latents", "unet", "decoder", "scorer", "export", "card")
@@ -109,16 +110,13 @@ class _Run:
         return self.lr * warm * decay
 
     def save(self) -> None:
-        with atomic_path(self.path) as temporary:
-            torch.save(
-                {
-                    "modules": {name: m.state_dict() for name, m in self.modules.items()},
-                    "optimizer": self.optimizer.state_dict(),
-                    "average": self.average,
-                    "step": self.step,
-                },
-                temporary,
-            )
+        state = {
+            "modules": {name: m.state_dict() for name, m in self.modules.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+        }
+        write_file(self.path, serialised(state))
 
     def steps(self) -> Iterator[int]:
         """Yields step numbers; the caller calls ``update(loss)`` once for each."""
@@ -171,8 +169,7 @@ def stage_encoder(args: argparse.Namespace) -> None:
     pictures = [draw(rng.choice(scenes), rng) for _ in range(ENCODER_PICTURES) for draw in (render, _small)]
     large, small = (to_tensor(pictures[start::2]) for start in range(2))
     weight, bias = principal_components([large, small], arch.LATENT_CHANNELS)
-    with atomic_path(target) as temporary:
-        torch.save({"weight": weight, "bias": bias}, temporary)
+    write_file(target, serialised({"weight": weight, "bias": bias}))
 
 
 def _load_encoder(args: argparse.Namespace) -> AutoencoderKL:
@@ -232,8 +229,7 @@ def stage_latents(args: argparse.Namespace) -> None:
             pixels = pixels.to(args.device, memory_format=torch.channels_last)
             with _autocast(args.device):
                 latents[name].append(vae.encode(pixels).latent_dist.mode().half().cpu())
-    with atomic_path(target) as temporary:
-        torch.save({name: torch.stack(each) for name, each in latents.items()}, temporary)
+    write_file(target, serialised({name: torch.stack(each) for name, each in latents.items()}))
 
 
 def _crop(latent: Tensor, scene: Scene, rng: random.Random) -> Tensor:
@@ -322,8 +318,7 @@ def stage_scorer(args: argparse.Namespace) -> None:
         return
     scorer = train_scorer(seed=args.seed, device=args.device)
     print("scorer on held-out renders:", evaluate_scorer(scorer, seed=args.seed + 1))
-    with atomic_path(target) as temporary:
-        torch.save(scorer.state_dict(), temporary)
+    write_file(target, serialised(scorer.state_dict()))
 
 
 def stage_export(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import sd_hyena
 from sd_hyena import checkpoint, patch
-from sd_hyena.errors import CheckpointError, UsageError
+from sd_hyena.errors import CheckpointError, SdHyenaError, UsageError
 from sd_hyena.nn import OperatorConfig, build
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -235,14 +235,14 @@ def test_a_full_disk_is_one_clear_line_and_keeps_the_old_file(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"a\.safetensors: cannot write: No space left"):
+    with pytest.raises(SdHyenaError, match=r"a\.safetensors: cannot write: No space left"):
         write(path)
     assert path.read_bytes() == old
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_a_vanished_folder_is_one_clear_line(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot write: No such file"):
+    with pytest.raises(SdHyenaError, match="cannot write: No such file"):
         write(tmp_path / "gone" / "a.safetensors")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import legacy
 from .arguments import given_path, shown
 from .errors import CheckpointError, UsageError
-from .files import atomic_path
+from .files import write_file
 from .hyena_file import HyenaFile, LayerInfo, Origin, gather
 from .models.kinds import HYENA, is_checkpoint, kind_of
 from .nn import Operator, OperatorConfig, build
@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 def save(path: Path | str, operators: Mapping[str, Operator], **sections: Any) -> None:
-    """Writes layers to ``path`` atomically, mode 0644.
+    """Writes layers to ``path`` atomically.
 
     ``sections`` may hold ``teacher``, ``training`` (dicts) and ``figures`` (per target, a dict of numbers).
-    Raises CheckpointError if the file cannot be written; what was there before is then untouched.
+    Raises SdHyenaError if the file cannot be written; what was there before is then untouched.
     """
     figures, teacher, training = (sections.get(name, {}) for name in ("figures", "teacher", "training"))
     write(path, gather(operators, {name: Origin(figures.get(name, {}), teacher, training) for name in operators}))
@@ -44,11 +44,7 @@ def save(path: Path | str, operators: Mapping[str, Operator], **sections: Any) -
 def write(path: Path | str, file: HyenaFile) -> None:
     """:func:`save` for layers as a file holds them, all of them named."""
     path = given_path(path, "the Hyena file to write")
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(to_bytes(file))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot write: {error.strerror or error}") from error
+    write_file(path, to_bytes(file))
 
 
 def describe(file: HyenaFile) -> dict[str, Any]:

@@ -102,6 +102,9 @@ def check_path(what: str, text: str, folder: bool = False) -> None:
         if folder and not is_folder:
             where = "is" if part == path else f"lies in {part}, which is"
             raise UsageError(f"{what} {shortened(text)}: {where} a file, but must be a folder")
+        if folder and not os.access(part, os.W_OK | os.X_OK):
+            where = "is" if part == path else f"lies in {part}, which is"
+            raise UsageError(f"{what} {shortened(text)}: {where} a folder that cannot be written to")
         return
 
 

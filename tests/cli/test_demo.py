@@ -31,3 +31,11 @@ def test_demo_writes_pictures_figures_and_a_report(tmp_path, capsys):
         Image.open(out / name).verify()
     assert main(["demo", "-o", str(out), *small]) == 2
     assert "report.html exists" in capsys.readouterr().err
+    training = tmp_path / "training"
+    training.mkdir()
+    for name in (".train-state.pt", "Hyena-00002.safetensors"):
+        (training / name).write_bytes((out / name).read_bytes())
+    assert main(["demo", "-o", str(training), *small]) == 2
+    assert main(["demo", "-o", str(training), *small, "--overwrite"]) == 2
+    assert "holds a training run that is no demonstration's" in capsys.readouterr().err
+    assert len(list(training.iterdir())) == 2

@@ -130,9 +130,12 @@ def test_the_same_command_gives_the_same_figures_and_target_selects(folder, eval
     printed = capsys.readouterr().out
     assert "PSNR" in printed
     assert "bfloat16" not in printed
-    assert evaluate("-y", taught(folder), "-t", "OUT11", "--no_yardstick", "-o", out, "-k", "5") == 0
+    others = ("-y", taught(folder), "-t", "OUT11", "--no_yardstick", "--layer_samples", 0, "-o", out, "-k", "5")
+    assert evaluate(*others) == 2
+    assert f"{out / 'report.html'} exists: choose another --out_dir, or give --overwrite" in capsys.readouterr().err
+    assert evaluate(*others, "--overwrite") == 0
+    assert not (out / "errors.png").exists()  # of the evaluation that was replaced
     other = figures_of(out)
-    assert list(other["rows"][1]["layers"]) == ["OUT11"]
     assert other["rows"][0]["scores"].keys() == first["rows"][0]["scores"].keys()
     assert other["seeds"] == [5, 6]
 

@@ -391,4 +391,4 @@ def test_a_full_disk_keeps_the_old_file(files, capsys, monkeypatch):
         1,
         "a.safetensors: cannot write: No space left on device",
     )
-    refused(capsys, "convert a.safetensors -o folder", 1, "folder: cannot write: No space left on device")
+    refused(capsys, "convert a.safetensors -o folder", 1, "cannot write: No space left on device")

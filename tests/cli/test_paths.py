@@ -171,7 +171,8 @@ def test_what_appears_meanwhile_is_kept(tmp_path, monkeypatch, capsys, caplog, l
     printed = capsys.readouterr().out
     assert "image_001-2.png seed 8" in printed
     assert "grid-1.png" in printed
-    assert f"{tmp_path}/image_001.png has appeared meanwhile: this picture is image_001-2.png" in caplog.messages
+    assert f"{tmp_path}/image_001.png has appeared meanwhile: this file is image_001-2.png" in caplog.messages
+    monkeypatch.setattr(hires, "sample", sample)
     assert generate(tmp_path, "--grid", "--overwrite") == 0
     assert len(list(tmp_path.iterdir())) == 6
     assert pixels(tmp_path / "image_001.png").shape == (64, 64, 3)

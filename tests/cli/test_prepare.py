@@ -63,7 +63,7 @@ def test_a_folder_says_what_it_holds(tmp_path, capsys, demo_pipe):
         assert len(prompts) == len(set(prompts)) == len(tensors["states"]) == 3
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, number, status, capsys):
     options = ["-n", "60", "--sizes", "64x64,72x64", "-b", "4"]
     straight, data = tmp_path / "straight", tmp_path / "data"
@@ -131,13 +131,23 @@ def test_other_data_are_not_overwritten_unless_asked(tmp_path, capsys):
     assert len(contents(data)) == 2
 
 
-def test_two_runs_on_one_folder(tmp_path, capsys):
-    from sd_hyena.distill.prepare import LOCK
-    from sd_hyena.distill.state import locked
+@pytest.mark.reliability(8)
+def test_shards_of_others_are_not_replaced_unasked(tmp_path, capsys):
+    shard = tmp_path / "data" / "shards" / "00000.safetensors"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(b"mine")
+    assert prepare(tmp_path / "data") == 2
+    assert f"{shard} exists, and no manifest.json says what it is" in capsys.readouterr().err
+    assert shard.read_bytes() == b"mine"
+    assert prepare(tmp_path / "data", "--overwrite") == 0
 
-    with locked(tmp_path / "data", LOCK):
+
+def test_two_runs_on_one_folder(tmp_path, capsys):
+    from sd_hyena.files import locked
+
+    with locked(tmp_path / "data"):
         assert prepare(tmp_path / "data") == 2
-    assert "in use by another prepare run" in capsys.readouterr().err
+    assert "in use by another run" in capsys.readouterr().err
 
 
 def test_captioned_images_are_encoded_and_taught(tmp_path):

@@ -298,7 +298,7 @@ def uninterrupted(tmp_path_factory):
     return out / "Hyena-00040.safetensors"
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, uninterrupted, number, status):
     out = tmp_path / "out"
     process = start(out, *LONG)
@@ -313,7 +313,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, uninterrupted, number, statu
     assert process.returncode == 0, output
     assert "resuming at step" in output
     assert same_weights(out / "Hyena-00040.safetensors", uninterrupted)
-    assert not list(out.glob(".*.tmp"))
+    assert {p.name for p in out.glob(".*")} == {".sd-hyena-lock", ".train-state.pt"}
 
 
 BOTH = ("-t", "IN01,M00", "-n", "5", "--finetune_steps", "20", "-s", "4", "--reuse", "2")
@@ -369,11 +369,45 @@ def test_recipes_fill_what_no_flag_says(recipe, capsys):
 
 
 def test_two_runs_on_one_folder(tmp_path, capsys):
-    from sd_hyena.distill.state import locked
+    from sd_hyena.files import locked
 
     with locked(tmp_path / "out"):
         assert train(tmp_path / "out", "-n", 1) == 2
-    assert "in use by another training run" in capsys.readouterr().err
+    assert "in use by another run" in capsys.readouterr().err
+
+
+@pytest.mark.reliability(8, 9)
+def test_a_run_that_starts_over_is_not_resumed_as_the_old_one(tmp_path, capsys, monkeypatch):
+    from sd_hyena.distill.students import Students
+
+    out = tmp_path / "out"
+    assert train(out, "-n", 1) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(Students, "forward", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert train(out, "-n", 1, "--overwrite") == 130
+    assert not (out / ".train-state.pt").exists()
+    assert train(out, "-n", 1, "--resume") == 2
+    assert "Hyena-00001.safetensors exists" in capsys.readouterr().err
+
+
+@pytest.mark.reliability(7)
+def test_a_log_that_cannot_be_written_is_no_reason_to_lose_a_run(tmp_path, caplog, monkeypatch):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    write, written = RecordWriter.write, []
+
+    def full(self, data):
+        written.append(data)
+        if len(written) > 3:
+            raise OSError(28, "No space left on device")
+        write(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    assert train(tmp_path / "out", "-n", 4) == 0
+    assert [m for m in caplog.messages if "without a log" in m] == [
+        f"{tmp_path / 'logs'}: cannot write: No space left on device: the run goes on without a log"
+    ]
+    checkpoint.load(tmp_path / "out" / "Hyena-00004.safetensors")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
@@ -437,8 +471,7 @@ def test_two_processes_do_the_same_as_one_and_end_together(tmp_path, monkeypatch
     assert time.time() - started < 20
     assert process.returncode == 1
     assert [line for line in output.splitlines() if line.startswith("sd-hyena:")] == [
-        "sd-hyena: another process of this run has ended, and so does this one; what is written stays, the same "
-        "command with --resume goes on"
+        "sd-hyena: another process of this run has ended, and so does this one; what is written stays (train: --resume)"
     ]
     assert "gloo" not in output
     assert not (two / "trained" / "Hyena-00036.safetensors").exists()

@@ -1,23 +1,23 @@
-"""Figures of an anatomy: a heat map of layers by heads, and each head's mean attention by displacement."""
+"""Figures of an anatomy, as PNG: a heat map of layers by heads, and each head's mean attention by displacement."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..figures import pyplot, rendered
 from .heads import WINDOW
 from .run import Anatomy, LayerAnatomy
 
 REACH = 16  # cells to each side that the small pictures show
 
 
-def plot_heads(result: Anatomy, path: Path) -> None:
+def plot_heads(result: Anatomy) -> bytes:
     """Entropy, mass within 7x7 cells over the uniform share, and what the oracles leave; layers down, heads across."""
-    plt = _pyplot()
+    plt = pyplot()
     near = [_concentration(layer) for layer in result.layers]
     panels = [
         ("entropy / log L", [layer.head("entropy") for layer in result.layers], 0.0, 1.0, "viridis"),
@@ -47,8 +47,7 @@ def plot_heads(result: Anatomy, path: Path) -> None:
         axis.set_yticks(range(rows), [f"{layer.name} ({layer.size[0]}x{layer.size[1]})" for layer in result.layers])
         figure.colorbar(image, ax=axis, shrink=0.8)
     figure.suptitle(f"Self-attention of {result.settings.name}, {result.settings.width}x{result.settings.height} px")
-    figure.savefig(path, dpi=120, format="png")
-    plt.close(figure)
+    return rendered(figure)
 
 
 def _concentration(layer: LayerAnatomy) -> list[float]:
@@ -60,12 +59,12 @@ def _three(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
-def plot_displacement(result: Anatomy, path: Path) -> None:
+def plot_displacement(result: Anatomy) -> bytes:
     """A small picture of each head's mean attention around a query, each scaled to its own largest value.
 
     Many layers of few heads stand in two blocks.
     """
-    plt = _pyplot()
+    plt = pyplot()
     columns = max(len(layer.displacement) for layer in result.layers)
     blocks = 2 if columns <= 8 and len(result.layers) > 6 else 1
     rows = -(-len(result.layers) // blocks)
@@ -83,8 +82,7 @@ def plot_displacement(result: Anatomy, path: Path) -> None:
         f"up to {REACH} cells to each side; square root, each to its own maximum",
         fontsize=8,
     )
-    figure.savefig(path, dpi=120, format="png")
-    plt.close(figure)
+    return rendered(figure)
 
 
 def _draw_kernels(row: Sequence[Any], layer: LayerAnatomy, titled: bool) -> None:
@@ -101,12 +99,3 @@ def _draw_kernels(row: Sequence[Any], layer: LayerAnatomy, titled: bool) -> None
             axis.set_ylabel(f"{layer.name}\n{h}x{w}", fontsize=8)
         if titled:
             axis.set_title(f"head {number}", fontsize=8)
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..errors import SdHyenaError
 from ..evaluate.tables import Table, markdown_table
-from ..files import atomic_path
+from ..files import Claim, make_folder
 from ..machine import describe
 from .figures import plot_displacement, plot_heads
 from .heads import ORACLES, WINDOW, WINDOWS
@@ -104,18 +103,15 @@ def markdown(result: Anatomy) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write(folder: Path, result: Anatomy) -> list[Path]:
-    """Writes anatomy.md, anatomy.json, anatomy.png and displacement.png; returns their paths. Raises SdHyenaError if
-    the folder cannot be written to."""
-    paths = [folder / name for name in FILES]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, text in zip(paths[:2], (markdown(result), json.dumps(result.record(), indent=1) + "\n"), strict=True):
-            with atomic_path(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        for path, plot in zip(paths[2:], (plot_heads, plot_displacement), strict=True):
-            with atomic_path(path) as temporary:
-                plot(result, temporary)
-    except OSError as error:
-        raise SdHyenaError(f"output folder {folder}: {error.strerror or error}") from None
-    return paths
+def write(folder: Path, result: Anatomy, claim: Claim | None = None) -> list[Path]:
+    """Writes anatomy.md, anatomy.json, anatomy.png and displacement.png, replacing what ``claim`` allows, else all;
+    returns their paths. Raises SdHyenaError if the folder cannot be written to."""
+    paths = [make_folder(folder) / name for name in FILES]
+    claim = claim or Claim(paths)
+    contents: tuple[str | bytes, ...] = (
+        markdown(result),
+        json.dumps(result.record(), indent=1) + "\n",
+        plot_heads(result),
+        plot_displacement(result),
+    )
+    return [claim.write(path, data) for path, data in zip(paths, contents, strict=True)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..distill.prompts import default_prompts, read_prompts
 from ..errors import UsageError
 from ..families import ARCHITECTURES, DEMO
+from ..files import refuse_existing
 from ..models.choices import ModelChoices
 from ..settings import option
 from ..targets import parse_names
@@ -58,11 +59,11 @@ class AnatomySettings(ModelChoices):
                 raise UsageError(f"--{name} is {getattr(self, name)}, but must be from {low} to {high}")
         if not (self.cfg_scale == 0 or 1 <= self.cfg_scale <= 100):
             raise UsageError(f"--cfg_scale is {self.cfg_scale:g}, but must be 0 (no guidance) or from 1 to 100")
-        if self.out:
-            folder = Path(self.out)
-            existing = [folder / name for name in FILES if (folder / name).exists()]
-            if existing and not self.overwrite:
-                raise UsageError(f"{existing[0]} exists: choose another --out, or give --overwrite")
+        refuse_existing(self.outputs(), self.overwrite, "--out")
+
+    def outputs(self) -> list[Path]:
+        """The files this run will write."""
+        return [Path(self.out) / name for name in FILES] if self.out else []
 
     @property
     def name(self) -> str:

@@ -1,11 +1,11 @@
-"""Figures of measured layers, sizes and generations; one file per path given (PNG, SVG)."""
+"""Figures of measured layers, sizes and generations; None where nothing was timed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..figures import pyplot
 from .image import ImageRow
 from .measure import Row
 
@@ -35,12 +35,12 @@ LINES = {
 }
 
 
-def plot_layer(rows: Sequence[Row], title: str, *paths: Path) -> None:
+def plot_layer(rows: Sequence[Row], title: str) -> Any:
     """Parameters (left), time (centre, logarithmic), peak memory (right) of every kind that was timed."""
     shown = [row for row in rows if row.timing]
     if not shown:
-        return
-    plt = _pyplot()
+        return None
+    plt = pyplot()
     figure, axes = plt.subplots(1, 3, sharey=True, figsize=(11, 1.6 + 0.3 * len(shown)), constrained_layout=True)
     colours = [COLOURS[row.family] for row in shown]
     times = [row.timing.median for row in shown]  # type: ignore[union-attr]
@@ -66,12 +66,13 @@ def plot_layer(rows: Sequence[Row], title: str, *paths: Path) -> None:
         panel.set_xlim(low, high * 1.6)
         _plain_logarithm(panel.xaxis)
     axes[0].invert_yaxis()
-    _finish(figure, title, paths)
+    figure.suptitle(title, fontsize=10)
+    return figure
 
 
-def plot_sizes(rows: Sequence[Row], title: str, *paths: Path) -> None:
+def plot_sizes(rows: Sequence[Row], title: str) -> Any:
     """Parameters (left), time (centre) and peak memory (right) against image width."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(14, 5), constrained_layout=True)
     for kind in dict.fromkeys(row.kind for row in rows):
         own = [row for row in rows if row.kind == kind and row.timing]
@@ -98,16 +99,17 @@ def plot_sizes(rows: Sequence[Row], title: str, *paths: Path) -> None:
         panel.grid(alpha=0.25)
     handles, names = axes[1].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=9)
-    _finish(figure, title, paths)
+    figure.suptitle(title, fontsize=10)
+    return figure
 
 
-def plot_image(rows: Sequence[ImageRow], title: str, *paths: Path) -> None:
+def plot_image(rows: Sequence[ImageRow], title: str) -> Any:
     """Time per UNet step, stacked by self-attention layer, and seconds per picture."""
     shown = [row for row in rows if row.step and row.seconds]
     if not shown:
-        return
+        return None
     names = list(dict.fromkeys(name for row in shown for name in row.layers))
-    plt = _pyplot()
+    plt = pyplot()
     figure, (steps, seconds) = plt.subplots(
         1, 2, sharey=True, width_ratios=(3, 1), figsize=(12, 2.4 + 0.55 * len(shown)), constrained_layout=True
     )
@@ -142,24 +144,8 @@ def plot_image(rows: Sequence[ImageRow], title: str, *paths: Path) -> None:
         keep = [*range(0, len(texts) - 1, -(-len(texts) // 16)), len(texts) - 1]
         handles, texts = [handles[i] for i in keep], [texts[i] for i in keep]
     figure.legend(handles, texts, loc="outside lower center", ncols=9, frameon=False, fontsize=8)
-    _finish(figure, title, paths)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _finish(figure: Any, title: str, paths: Iterable[Path]) -> None:
     figure.suptitle(title, fontsize=10)
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    _pyplot().close(figure)
+    return figure
 
 
 def _ticks(panel: Any, widths: Sequence[int]) -> None:

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import SdHyenaError, UsageError
-from ..files import atomic_path
+from ..errors import UsageError
 from ..machine import describe
 from .image import ImageRow
 from .measure import Row, crossover
@@ -18,18 +17,16 @@ from .measure import Row, crossover
 MIB = 2**20
 
 
-def write_records(stem: str, document: dict[str, Any], markdown: str) -> None:
-    """Writes STEM.json (``document``, whose "rows" are flat), STEM.csv (those rows, with the machine's facts)
-    and STEM.md. Raises SdHyenaError if it cannot."""
+def records(document: dict[str, Any], markdown: str) -> dict[str, str]:
+    """Files by what their names end in: ``document``, whose "rows" are flat, as JSON; those rows, with the machine's
+    facts, as CSV; and ``markdown``."""
     facts = document["machine"] | {"command": document["command"]}
     rows = [row | facts for row in document["rows"]]
     table = io.StringIO()
     writer = csv.DictWriter(table, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(stem + ".json", to_json(document))
-    write_text(stem + ".csv", table.getvalue())
-    write_text(stem + ".md", markdown)
+    return {".json": to_json(document), ".csv": table.getvalue(), ".md": markdown}
 
 
 def to_json(document: dict[str, Any]) -> str:
@@ -37,17 +34,6 @@ def to_json(document: dict[str, Any]) -> str:
     rows = ",\n".join(f"    {json.dumps(row)}" for row in document["rows"])
     rest = json.dumps({key: value for key, value in document.items() if key != "rows"}, indent=2)
     return f'{rest[:-2]},\n  "rows": [\n{rows}\n  ]\n}}\n'
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a file atomically, its folder too. Raises SdHyenaError if it cannot."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise SdHyenaError(f"{path}: cannot write: {error.strerror}") from None
 
 
 def read_document(path: str) -> dict[str, Any]:

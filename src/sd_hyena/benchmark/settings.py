@@ -8,6 +8,7 @@ from pathlib import Path
 from ..config import OPERATORS, OperatorChoices
 from ..errors import UsageError
 from ..families import ARCHITECTURES
+from ..files import refuse_existing
 from ..generate.settings import split_entries
 from ..models.choices import ModelChoices
 from ..settings import check_path, option
@@ -59,9 +60,7 @@ class _Common:
             raise UsageError(f"--compare {self.compare}: no such file")
         if self.out:
             check_path("--out", str(Path(self.out).parent), folder=True)
-        for path in self.outputs():
-            if path.exists() and not self.overwrite:
-                raise UsageError(f"{path} exists: choose another --out, or give --overwrite")
+        refuse_existing(self.outputs(), self.overwrite, "--out")
 
     def outputs(self) -> list[Path]:
         """The files this run will write."""

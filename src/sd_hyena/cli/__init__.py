@@ -7,8 +7,11 @@ import importlib
 import logging
 import os
 import sys
+import threading
+from collections.abc import Callable
+from typing import Any
 
-from .. import __version__, processes
+from .. import __version__, interrupts, processes
 from ..errors import SdHyenaError, UsageError
 from ..ops import environment
 from ..texts import check_text, shortened
@@ -32,7 +35,7 @@ COMMAND_LINE = "sd-hyena's command line"  # the name of its log handler
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0 done, 1 failure, 2 usage, 130 interrupted."""
+    """Runs one command; returns the exit status: 0 done, 1 failure, 2 usage, 128 + N ended by signal N."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(
         prog="sd-hyena",
@@ -56,15 +59,24 @@ def main(argv: list[str] | None = None) -> int:
         chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
     args = vars(known)
     run, debug = args.pop("run"), args.pop("debug")
-    command = args.pop("command")
+    alone = args.pop("command") not in SHARED
+    with interrupts.guarded_output(), interrupts.handled():
+        return _run(run, args, alone, debug)
+
+
+def _run(run: Callable[[dict[str, Any]], int], args: dict[str, Any], alone: bool, debug: bool) -> int:
     _log_our_lines_alone()
     try:
         for name, value in args.items():
             if isinstance(value, str):
                 check_text(name, value)
         environment.kernel()
-        with processes.speaking(alone=command not in SHARED):
+        with processes.speaking(alone):
             return run(args)
+    except interrupts.Interrupted as wish:
+        if processes.here().is_main:
+            print(f"sd-hyena: {wish}", file=sys.stderr)
+        return 128 + wish.number
     except KeyboardInterrupt:
         return 130
     except (UsageError, SdHyenaError) as error:
@@ -72,8 +84,6 @@ def main(argv: list[str] | None = None) -> int:
             raise
         _say(str(error))
         return 2 if isinstance(error, UsageError) else 1
-    except BrokenPipeError:
-        return 1
     except Exception as error:
         if debug:
             raise
@@ -81,8 +91,7 @@ def main(argv: list[str] | None = None) -> int:
             _say(f"{shortened(str(error.filename))}: {error.strerror}")
             return 2
         if processes.lost(error):
-            again = "the same command with --resume" if command == "train" else "the same command"
-            _say(f"another process of this run has ended, and so does this one; what is written stays, {again} goes on")
+            _say("another process of this run has ended, and so does this one; what is written stays (train: --resume)")
             return 1
         reason = " ".join(str(error).split()) or "no message"
         _say(f"{type(error).__name__}: {reason} (--debug shows where)")
@@ -96,6 +105,8 @@ def _say(line: str) -> None:
 
 def _log_our_lines_alone() -> None:
     """Our log goes to standard error, a line each; what libraries have to say goes nowhere."""
+    threading.excepthook = lambda failed: logging.debug("in a thread", exc_info=failed.exc_value)
+    logging.raiseExceptions = False  # a log that cannot be written
     ours, root = logging.getLogger("sd_hyena"), logging.getLogger()
     ours.setLevel(logging.INFO)
     for handler in [each for each in ours.handlers if each.name == COMMAND_LINE]:  # of an earlier call

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..anatomy.settings import AnatomySettings
+from ..files import Claim
 from ..models import check_size, locate, size_defaults, unet_skeleton
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any]) -> int:
     settings = resolve(AnatomySettings, args, defaults=lambda given: size_defaults(given.get("model", "")))
     settings.validate()
+    claim = Claim(settings.outputs())
     settings.read_prompts()
     check_size(settings.name, settings.width, settings.height)
     source = locate(settings.model, settings.variant) if settings.model else None
@@ -44,6 +46,6 @@ def run(args: dict[str, Any]) -> int:
         result = examine(pipe, settings, texts, phase, progress)
     print_tables(tables(result)[::-1])  # the layers last, where they are seen
     if settings.out:
-        for path in write(Path(settings.out), result):
+        for path in write(Path(settings.out), result, claim):
             console.print(str(path), soft_wrap=True)
     return 0

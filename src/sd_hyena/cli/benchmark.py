@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..benchmark.settings import ImageSettings, LayerSettings, SizesSettings
 from ..errors import UsageError
+from ..files import Claim, make_folder
 from ..models import check_size, locate, size_defaults
 from ..settings import add_arguments as add_settings
 from ..settings import resolve, to_flags
@@ -42,7 +44,7 @@ def run(args: dict[str, Any]) -> int:
     kind, _ = COMMANDS[what]
     settings = resolve(kind, args, defaults=lambda given: size_defaults(given.get("model", "")))
     settings.validate()
-    old = None
+    claim, old = Claim(settings.outputs()), None
     if settings.compare:
         from ..benchmark.report import read_document
 
@@ -63,7 +65,8 @@ def run(args: dict[str, Any]) -> int:
         settings.dtype = "float32" if settings.device == "cpu" else "float16"
     run_it: dict[str, Any] = {"layer": _run_layer, "sizes": _run_sizes, "image": _run_image}
     flags = to_flags(settings, omit=("out", "compare", "overwrite"), always=("device", "dtype"))
-    run_it[what](settings, f"sd-hyena benchmark {what} {flags}".strip(), old)
+    command = f"sd-hyena benchmark {what} {flags}".strip()
+    run_it[what](settings, partial(_finish, settings, command, old, claim))
     return 0
 
 
@@ -90,7 +93,7 @@ def _shape(settings: Any, height: int, width: int) -> Any:
     )
 
 
-def _run_layer(settings: LayerSettings, command: str, old: dict[str, Any] | None) -> None:
+def _run_layer(settings: LayerSettings, finish: Callable[..., None]) -> None:
     from ..benchmark import figures, report
     from ..benchmark.measure import measure
 
@@ -108,10 +111,10 @@ def _run_layer(settings: LayerSettings, command: str, old: dict[str, Any] | None
     _print_table(title, headings, lines)
     _print_skipped(rows)
     text = report.markdown_table(headings, lines) + "\nRatio: the best attention's median over this one's.\n"
-    _finish(settings, command, old, facts, title, text, rows, figures.plot_layer)
+    finish(facts, title, text, rows, figures.plot_layer)
 
 
-def _run_sizes(settings: SizesSettings, command: str, old: dict[str, Any] | None) -> None:
+def _run_sizes(settings: SizesSettings, finish: Callable[..., None]) -> None:
     from ..benchmark import figures, report
     from ..benchmark.measure import measure_sizes
     from .display import console, phase
@@ -142,10 +145,10 @@ def _run_sizes(settings: SizesSettings, command: str, old: dict[str, Any] | None
     text = f"ms, and the best attention's over it:\n\n{report.markdown_table(*times)}\n"
     text += f"Peak memory beyond input and weights, MiB:\n\n{report.markdown_table(*memory)}\n"
     text += "\n".join(f"- {note}" for note in notes) + "\n"
-    _finish(settings, command, old, facts, title, text, rows, figures.plot_sizes)
+    finish(facts, title, text, rows, figures.plot_sizes)
 
 
-def _run_image(settings: ImageSettings, command: str, old: dict[str, Any] | None) -> None:
+def _run_image(settings: ImageSettings, finish: Callable[..., None]) -> None:
     from ..benchmark import figures, report
     from ..benchmark.image import measure_image
     from ..benchmark.pipelines import prepare
@@ -173,7 +176,7 @@ def _run_image(settings: ImageSettings, command: str, old: dict[str, Any] | None
     _print_skipped(rows)
     text = report.markdown_table(headings, lines) + "\nSelf-attention layers, ms per step (*: Hyena):\n\n"
     text += report.markdown_table(*layers)
-    _finish(settings, command, old, facts, title, text, rows, figures.plot_image)
+    finish(facts, title, text, rows, figures.plot_image)
 
 
 def _announce(settings: Any) -> dict[str, Any]:
@@ -222,6 +225,7 @@ def _finish(
     settings: Any,
     command: str,
     old: dict[str, Any] | None,
+    claim: Claim,
     facts: dict[str, Any],
     title: str,
     text: str,
@@ -231,6 +235,7 @@ def _finish(
     """Compares with an earlier run and writes what was asked for."""
     from ..benchmark import report
     from ..benchmark.memory import CALL_METHOD, RUN_METHOD
+    from ..figures import rendered
     from ..machine import describe
     from .display import console, phase
 
@@ -248,9 +253,13 @@ def _finish(
         foot = f"\nMedians. {report.checked(rows)} Memory: {method}.\n" + (
             f"\nNot measured:\n\n{notes}" if notes else ""
         )
-        report.write_records(settings.out, document, head + text + foot)
-        plot(rows, f"{title}\n{where}, {facts['date']}", Path(settings.out + ".png"), Path(settings.out + ".svg"))
-        phase(f"wrote {settings.out}.json, .csv, .md, .png and .svg")
+        files: dict[str, Any] = dict(report.records(document, head + text + foot))
+        for form in ("png", "svg"):
+            figure = plot(rows, f"{title}\n{where}, {facts['date']}")
+            files |= {f".{form}": rendered(figure, form, dpi=150)} if figure else {}
+        make_folder(Path(settings.out).parent)
+        written = [claim.write(Path(settings.out + suffix), data).name for suffix, data in files.items()]
+        phase(f"wrote {', '.join(written)} in {Path(settings.out).parent}")
     if old is not None:
         lines = report.compare_records(old["rows"], records)
         if not lines:

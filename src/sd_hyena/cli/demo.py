@@ -7,6 +7,8 @@ from typing import Any
 
 from ..arguments import given_path
 from ..errors import UsageError
+from ..files import refuse_existing
+from ..interrupts import Interrupted
 from ..settings import check_path
 
 
@@ -30,10 +32,9 @@ def run(args: dict[str, Any]) -> int:
         raise UsageError("--n_steps, --n_images, --prompts and --steps must be at least 1")
     out = given_path(args["out_dir"], "--out_dir")
     check_path("--out_dir", str(out), folder=True)
-    if (out / "report.html").exists() and not args["overwrite"]:
-        raise UsageError(f"{out / 'report.html'} exists: choose another --out_dir, or give --overwrite")
 
-    from ..demo.run import DemoSettings, demonstrate
+    from ..demo.run import MARK, DemoSettings, demonstrate
+    from ..distill.state import STATE
     from ..evaluate.tables import all_tables
     from .display import console, phase, print_tables, training_progress
 
@@ -47,8 +48,15 @@ def run(args: dict[str, Any]) -> int:
         n_images=args["n_images"],
         device=device,
     )
-    with training_progress(settings.n_steps) as advance:
-        result = demonstrate(settings, phase, advance)
+    refuse_existing([*settings.outputs(), out / STATE], args["overwrite"])
+    if (out / STATE).exists() and not (out / MARK).exists() and not (out / "report.html").exists():
+        raise UsageError(f"{out} holds a training run that is no demonstration's: choose another --out_dir")
+    try:
+        with training_progress(settings.n_steps) as advance:
+            result = demonstrate(settings, phase, advance)
+    except Interrupted as wish:
+        wish.kept = "the same command with --overwrite starts again"
+        raise
     print_tables(all_tables(result.evaluation))
     for row in result.rows:
         if row.timing and row.ratio and row.family != "attention":

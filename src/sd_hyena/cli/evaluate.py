@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluate.settings import EvaluateSettings, labels
+from ..files import Claim
 from ..models import ModelSource, check_size, locate, size_defaults
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
@@ -21,14 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any]) -> int:
     settings = resolve(EvaluateSettings, args, defaults=lambda given: size_defaults(given["model"]))
     settings.validate()
+    claim = Claim(settings.outputs())
     source = locate(settings.model, settings.variant)
     check_size(source.name, settings.width, settings.height)
     prompts = settings.read_prompts()
     check_files(settings.drawing(), source)
-    return _evaluate(settings, source, prompts, choose_device(settings.device))
+    return _evaluate(settings, source, prompts, choose_device(settings.device), claim)
 
 
-def _evaluate(settings: EvaluateSettings, source: ModelSource, prompts: list[str], device: str) -> int:
+def _evaluate(settings: EvaluateSettings, source: ModelSource, prompts: list[str], device: str, claim: Claim) -> int:
     from ..evaluate.report import write_report
     from ..evaluate.run import evaluate
     from ..evaluate.scores import make_scores
@@ -46,6 +48,6 @@ def _evaluate(settings: EvaluateSettings, source: ModelSource, prompts: list[str
         result = evaluate(pipe, students, settings, prompts, scores, phase, progress)
     print_tables(all_tables(result))
     if settings.out_dir:
-        for path in write_report(Path(settings.out_dir), result):
+        for path in write_report(Path(settings.out_dir), result, claim=claim):
             console.print(str(path), soft_wrap=True)
     return 0

@@ -10,9 +10,11 @@ from typing import Any
 
 from ..benchmark.settings import ImageSettings
 from ..errors import UsageError
+from ..files import Claim
 from ..generate.samplers import check_steps, known_schedule, use_scheduler
 from ..generate.settings import GRID_NAME, GenerateSettings
 from ..generate.stages import stages
+from ..interrupts import Interrupted
 from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
 from ..processes import Group, here
 from ..settings import add_arguments as add_settings
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any]) -> int:
     settings = resolve(GenerateSettings, args, defaults=lambda given: size_defaults(given["model"]))
     settings.validate()
+    claim = Claim(settings.outputs())
     source = locate(settings.model, settings.variant)
     for stage in stages(settings):
         check_size(source.name, stage.width, stage.height)
@@ -39,7 +42,7 @@ def run(args: dict[str, Any]) -> int:
     if settings.hires:
         _check_hires(source)
     check_files(settings, source)
-    return _draw(settings, source)
+    return _draw(settings, source, claim)
 
 
 def _check_hires(source: ModelSource) -> None:
@@ -63,11 +66,11 @@ def check_files(settings: GenerateSettings | ImageSettings, source: ModelSource)
         check_stack(entry, [list(choose_layers(skeleton, files[f], settings.target or None).values()) for f in entry])
 
 
-def _draw(settings: GenerateSettings, source: Any) -> int:
+def _draw(settings: GenerateSettings, source: Any, claim: Claim) -> int:
     import torch
 
     from ..fingerprint import HASH, fingerprint
-    from ..generate.draw import contact_sheet, draw_sweep, read_png, save_png
+    from ..generate.draw import contact_sheet, draw_sweep, read_png, to_png
     from ..generate.memory import check_offload, place, spare_vae
     from ..models import load_pipeline
     from .display import console, phase
@@ -89,13 +92,19 @@ def _draw(settings: GenerateSettings, source: Any) -> int:
         logger.warning("%d processes have fewer iterations than that to share: give more (-i) of fewer pictures", count)
     rows: list[dict[int, str]] = [{} for _ in entries]  # paths by seed: other processes' pictures come between
     total = len(rows) * settings.num_images * settings.iteration
-    own = draw_sweep(pipe, settings, seed, model_hash, group.place)
-    for entry, path, number, seconds in group.gather((d.entry, str(d.path), d.seed, d.seconds) for d in own):
-        rows[entry][number] = path
-        console.print(f"{sum(map(len, rows))}/{total} {path} seed {number}, {seconds:.2f} s", soft_wrap=True)
+    own = draw_sweep(pipe, settings, seed, model_hash, claim, group.place)
+    done = 0
+    try:
+        for entry, path, number, seconds in group.gather((d.entry, str(d.path), d.seed, d.seconds) for d in own):
+            rows[entry][number] = path
+            done += 1
+            console.print(f"{done}/{total} {path} seed {number}, {seconds:.2f} s", soft_wrap=True)
+    except Interrupted as wish:
+        wish.kept = f"{done} of {total} pictures are kept in {settings.out_dir}"
+        raise
     if settings.grid and group.place.is_main:
         labels = [" + ".join(files) or f"{settings.model} (attention)" for files in entries]
         sheet = contact_sheet([[read_png(row[number]) for number in sorted(row)] for row in rows], labels)
-        written = save_png(sheet, Path(settings.out_dir) / GRID_NAME, overwrite=settings.overwrite)
+        written = claim.write(Path(settings.out_dir) / GRID_NAME, to_png(sheet))
         console.print(str(written), soft_wrap=True)
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..distill.prepare_settings import PrepareSettings, check_images, parse_sizes
 from ..distill.prompts import default_prompts, list_images, read_prompts
+from ..interrupts import Interrupted
 from ..models import check_size, locate, size_defaults
 from ..processes import here
 from ..settings import add_arguments as add_settings
@@ -55,8 +56,8 @@ def run(args: dict[str, Any]) -> int:
     try:
         with preparing_progress() as advance:
             prepare(plan, folder, pipe, settings.batch_size, overwrite, advance, place=here())
-    except KeyboardInterrupt:
-        console.print(f"stopped; finished shards are kept in {folder}: the same command goes on", soft_wrap=True)
+    except Interrupted as wish:
+        wish.kept = f"finished shards are kept in {folder}: the same command goes on"
         raise
     command = f"sd-hyena train --data_dir {shlex.quote(str(folder))}"
     console.print(f"{plan.n_items} pictures in {folder}: {command}", soft_wrap=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import os
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 from ..distill.settings import TrainSettings, chosen_sizes
-from ..errors import SdHyenaError, UsageError
+from ..errors import UsageError
+from ..files import cannot_write, locked
+from ..interrupts import Interrupted
 from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
 from ..recipes import RECIPES, recipe_path
 from ..settings import add_arguments as add_settings
@@ -49,8 +50,6 @@ def run(args: dict[str, Any]) -> int:
     _check_targets(settings, source)
     if not overwrite:
         _refuse_overwriting(settings, resume)
-
-    from ..distill.state import locked
 
     accelerator, folder = _accelerator(settings, device), Path(settings.out_dir)
 
@@ -165,12 +164,11 @@ def _train(
 
     main = accelerator.is_main_process
     teacher, record, whole = loaded
-    try:
-        os.makedirs(settings.log_dir, exist_ok=True)
-    except OSError as error:
-        raise SdHyenaError(f"log folder {settings.log_dir}: {error.strerror}") from None
     run_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(settings.out_dir).name}"
-    accelerator.init_trackers(run_name, config=vars(settings))
+    try:
+        accelerator.init_trackers(run_name, config=vars(settings))
+    except OSError as error:
+        raise cannot_write(settings.log_dir, error) from None
     prompts = _prompts(settings, source)
     shown = prompts[:: max(1, len(prompts) // 2)]
     logbook = Logbook(
@@ -193,12 +191,18 @@ def _train(
             on_save=logbook.pictures,
             on_prepare=on_prepare,
         )
-        result = trainer.run(resume)
+        try:
+            result = trainer.run(resume)
+        except Interrupted as wish:
+            if trainer.files:
+                wish.kept = f"{trainer.files[-1]} is saved; --resume goes on from there"
+            raise
     logbook.figures(result)
-    accelerator.end_training()
+    logbook.close()
     if main:
         if result.interrupted:
-            console.print(f"stopped at step {result.step}; saved {result.files[-1]}; go on with --resume")
+            saved = f"saved {result.files[-1]}; go on with --resume"
+            console.print(f"stopped at step {result.step}; {saved}", soft_wrap=True)
         else:
             layer_table(result)
         console.print(f"seed {result.seed}; files: {', '.join(map(str, result.files))}", soft_wrap=True)

@@ -20,16 +20,17 @@ from ..benchmark.report import size_lines
 from ..benchmark.settings import GROUPS
 from ..distill.results import Progress, Result
 from ..distill.settings import TrainSettings
-from ..distill.state import locked
 from ..distill.trainer import Trainer
 from ..evaluate import page
 from ..evaluate.report import write_report
 from ..evaluate.run import Evaluation, evaluate
-from ..evaluate.settings import EvaluateSettings
+from ..evaluate.settings import FILES, EvaluateSettings
 from ..families import DEMO
-from ..files import atomic_path
+from ..figures import rendered
+from ..files import Claim, locked
 from ..fingerprint import fingerprint
-from ..generate.draw import contact_sheet, save_png
+from ..generate.draw import contact_sheet, to_png
+from ..interrupts import Interrupted
 from ..machine import describe
 from ..models import load_pipeline, locate, size_defaults
 from ..recipes import recipe_path
@@ -37,6 +38,7 @@ from ..settings import resolve
 
 logger = logging.getLogger(__name__)
 STUDENT = "five Hyena layers"
+MARK = ".sd-hyena-demo"  # in folders of demonstrations
 SHEET_COLUMNS = 8
 KINDS = (
     "sdp-math",
@@ -60,6 +62,12 @@ class DemoSettings:
     widths: tuple[int, ...]
     n_images: int = 24
     device: str = "cpu"
+
+    def outputs(self) -> list[Path]:
+        """The files to write, but those of the training run."""
+        pictures = [f"{number:02d}_{who}.png" for number in range(self.prompts) for who in ("teacher", "student")]
+        others = ("side_by_side.png", "times.png", "times.svg", "figures.json")
+        return [Path(self.out_dir) / name for name in (*FILES, *pictures, *others)]
 
 
 @dataclass
@@ -108,6 +116,8 @@ def demonstrate(
 
     started, out = time.time(), Path(settings.out_dir)
     with locked(out):
+        claim = Claim(settings.outputs())
+        (out / MARK).touch()
         phase("loading the bundled model")
         pipe = load_pipeline(locate(DEMO), settings.device)
         accelerator = Accelerator(cpu=settings.device == "cpu")
@@ -115,7 +125,7 @@ def demonstrate(
         trainer = Trainer(choices, pipe, fingerprint(pipe), accelerator, True, phase, on_progress)
         training = trainer.run()
         if training.interrupted:
-            raise KeyboardInterrupt
+            raise Interrupted(training.interrupted)
         measuring = EvaluateSettings(
             model=DEMO,
             hyena=str(training.files[-1]),
@@ -131,7 +141,7 @@ def demonstrate(
         rows = measure_sizes(partial(_layer, settings.device), settings.widths, KINDS, Limits(budget=5))
         rows = [row for row in rows if row.timing]
         result = Demonstration(training, evaluation, rows, time.time() - started)
-        _write(out, result)
+        _write(out, result, claim)
     return result
 
 
@@ -141,28 +151,29 @@ def _layer(device: str, width: int) -> Shape:
     return Shape(320, 8, cells, cells, 1, torch.float32, torch.device(device), (64, 64))
 
 
-def _write(out: Path, result: Demonstration) -> None:
+def _write(out: Path, result: Demonstration, claim: Claim) -> None:
     prompts = result.evaluation.prompts
     teacher, student = (row.drawing.images for row in result.evaluation.rows)
     for number, prompt in enumerate(prompts):
-        save_png(teacher[number], out / f"{number:02d}_teacher.png", prompt)
-        save_png(student[number], out / f"{number:02d}_student.png", prompt)
+        claim.write(out / f"{number:02d}_teacher.png", to_png(teacher[number], prompt))
+        claim.write(out / f"{number:02d}_student.png", to_png(student[number], prompt))
     shown = slice(0, SHEET_COLUMNS)
     labels = ["attention (teacher)", "five attn1 layers replaced by Hyena (student)"]
-    save_png(contact_sheet([teacher[shown], student[shown]], labels), out / "side_by_side.png")
+    claim.write(out / "side_by_side.png", to_png(contact_sheet([teacher[shown], student[shown]], labels)))
     title = f"one layer, 320 channels, batch 1, float32\n{describe(result.evaluation.machine)}"
-    plot_sizes(result.rows, title, out / "times.png", out / "times.svg")
-    with atomic_path(out / "figures.json") as temporary:
-        temporary.write_text(json.dumps(result.figures(), indent=2))
-    write_report(out, result.evaluation, _times(out, result))
+    png, svg = (rendered(plot_sizes(result.rows, title), form, dpi=150) for form in ("png", "svg"))
+    claim.write(out / "times.png", png)
+    claim.write(out / "times.svg", svg)
+    claim.write(out / "figures.json", json.dumps(result.figures(), indent=2))
+    write_report(out, result.evaluation, _times(svg, result), claim)
 
 
-def _times(out: Path, result: Demonstration) -> str:
+def _times(plot: bytes, result: Demonstration) -> str:
     """The page's section on speed, with times.svg in it."""
     return f"""<h2>Time of one layer</h2>
 <p>A whole layer of Stable Diffusion 1.x's finest level (320 channels, 8 heads, projections included), float32, batch 1.
 In brackets the best attention's time over this one's. Losses are shown too.</p>
-<img class="plot" alt="time per layer against image width" src="{page.inline(out / "times.svg", "image/svg+xml")}">
+<img class="plot" alt="time per layer against image width" src="{page.inline(plot, "image/svg+xml")}">
 {page.table(*size_lines(result.rows))}
 <p>Made by <code>sd-hyena demo</code> in {result.seconds:.0f} s: the bundled model drew its own training data, and the
 layers learned from its attention in {result.training.seconds:.0f} s.</p>"""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 
+from ..files import cannot_write
 from ..generate.sampling import NotFiniteError, sample
 from ..patch import attach, detach
 from .results import Progress, Result
@@ -31,6 +33,7 @@ class Logbook:
         self.accelerator, self.pipe, self.steps = accelerator, pipe, steps
         self.prompts, self.size = prompts[:PICTURES], size
         self._teacher_row: np.ndarray | None = None
+        self._lost = False
 
     def scalars(self, progress: Progress) -> None:
         """Loss and relative error per layer, the whole loss, in stage 2 its terms, and the learning rate."""
@@ -39,13 +42,17 @@ class Logbook:
         values |= {f"loss{where}/{name}": v for name, v in progress.mse.items()}
         values |= {f"relative_error{where}/{name}": v for name, v in progress.relative_error.items()}
         values |= {f"joint/{name}": v for name, v in progress.parts.items()}
-        self.accelerator.log(values, step=progress.step)
+        self._write(self.accelerator.log, values, step=progress.step)
 
     def figures(self, result: Result) -> None:
         """Relative error per layer on what is held out, at the end."""
         tag = "held_out_error_on_noise" if result.measured_on == "noise" else "held_out_error"
         values = {f"{tag}/{name}": figures["relative_error"] for name, figures in result.figures.items()}
-        self.accelerator.log(values, step=result.step)
+        self._write(self.accelerator.log, values, step=result.step)
+
+    def close(self) -> None:
+        """Puts what is still to be written on the disk."""
+        self._write(self.accelerator.end_training)
 
     def pictures(self, step: int, students: Students) -> None:
         """A sheet with the teacher's pictures above the students'."""
@@ -63,7 +70,19 @@ class Logbook:
             detach(self.pipe.unet)
         sheet = np.concatenate([self._teacher_row, row], axis=0)
         for tracker in self.accelerator.trackers:
-            tracker.log_images({"teacher above student": sheet[None]}, step=step, dataformats="NHWC")
+            images = {"teacher above student": sheet[None]}
+            self._write(tracker.log_images, images, step=step, dataformats="NHWC")
+
+    def _write(self, action: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        """A log that cannot be written is no reason to lose a run."""
+        if self._lost:
+            return
+        try:
+            action(*arguments, **options)
+        except OSError as error:
+            self._lost = True
+            folder = self.accelerator.project_configuration.logging_dir
+            logger.warning("%s: the run goes on without a log", cannot_write(str(folder), error))
 
     def _draw(self) -> np.ndarray:
         height, width = self.size

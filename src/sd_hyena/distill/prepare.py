@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import interrupts
 from ..errors import SdHyenaError, UsageError
 from ..families import from_text
+from ..files import locked, make_folder, remove_strays
 from ..fingerprint import HASH, SAMPLE, distance, exact
 from ..generate.sampling import why_not_finite
 from ..processes import ALONE, Group, Place
@@ -40,9 +42,7 @@ from .shards import (
     write_manifest,
     write_shard,
 )
-from .state import locked
 
-LOCK = ".prepare-lock"
 logger = logging.getLogger(__name__)
 
 
@@ -63,7 +63,7 @@ def prepare(
     it (``wait`` says so in a line and waits), SdHyenaError if something cannot be written or read.
     """
     group = Group(place)
-    with locked(folder, LOCK, "prepare", wait) if place.is_main else contextlib.nullcontext():
+    with locked(folder, wait) if place.is_main else contextlib.nullcontext():
         manifest = _manifest(plan, folder, overwrite) if place.is_main else Manifest({}, 0)
         known = group.agree(lambda: [asdict(shard) for shard in manifest.shards])
         done, new = 0, {}
@@ -81,7 +81,8 @@ def prepare(
                         continue
                     logger.warning("%s: %s: making it anew", folder / shard_name(number), wrong)
                 report(0)
-                yield number, asdict(_make_shard(pipe, plan, folder, number, batch_size, report))
+                with interrupts.unit("shard of pictures"):  # until the manifest has it
+                    yield number, asdict(_make_shard(pipe, plan, folder, number, batch_size, report))
 
         for number, entry in group.gather(own()):
             done += len(plan.shards[number][1])
@@ -195,10 +196,10 @@ def check_teacher(manifest: Manifest, folder: Path, teacher: dict[str, Any], dty
 def _manifest(plan: Plan, folder: Path, overwrite: bool) -> Manifest:
     """The folder's manifest if it fits the plan, else a new one; stray temporary files go."""
     found = read_manifest(folder)
+    remove_strays(make_folder(folder / SHARDS))
+    if found is None and not overwrite:
+        check_foreign(folder, len(plan.shards))
     try:
-        (folder / SHARDS).mkdir(exist_ok=True)
-        for stray in (folder / SHARDS).glob(".*.tmp"):
-            stray.unlink(missing_ok=True)
         if found is not None and overwrite:
             (folder / MANIFEST).unlink()
             for number in range(found.n_shards):
@@ -221,6 +222,13 @@ def _manifest(plan: Plan, folder: Path, overwrite: bool) -> Manifest:
             "--overwrite starts over"
         )
     return found
+
+
+def check_foreign(folder: Path, n_shards: int) -> None:
+    """Raises UsageError if a folder without a manifest has files of the names that shards get."""
+    there = next((path for path in (folder / shard_name(n) for n in range(n_shards)) if path.exists()), None)
+    if there is not None:
+        raise UsageError(f"{there} exists, and no {MANIFEST} says what it is: choose another folder, or --overwrite")
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

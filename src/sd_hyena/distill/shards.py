@@ -29,7 +29,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from ..errors import SdHyenaError, UsageError
-from ..files import atomic_path
+from ..files import write_file
 
 FORMAT, VERSION = "sd-hyena-data", 1
 MANIFEST, SHARDS = "manifest.json", "shards"
@@ -79,11 +79,7 @@ def shard_name(number: int) -> str:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replaces the folder's manifest atomically. Raises SdHyenaError if it cannot be written."""
     document = {"format": FORMAT, "version": VERSION} | asdict(manifest)
-    try:
-        with atomic_path(folder / MANIFEST) as temporary:
-            temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise SdHyenaError(f"{folder / MANIFEST}: cannot write: {error.strerror or error}") from None
+    write_file(folder / MANIFEST, json.dumps(document, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -135,12 +131,7 @@ def write_shard(
     """Writes a shard atomically; returns its entry. Raises SdHyenaError if it cannot be written."""
     # One metadata entry: safetensors writes several in any order, and a shard made twice must be the same.
     data = serialise({k: v.contiguous() for k, v in tensors.items()}, {"prompts": json.dumps(list(prompts))})
-    path = folder / shard_name(number)
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        raise SdHyenaError(f"{path}: cannot write: {error.strerror or error}") from None
+    write_file(folder / shard_name(number), data)
     checksum = hashlib.sha256(data).hexdigest()
     return Shard(shard_name(number), checksum, size, len(tensors["latents"]), list(held_out))
 

@@ -1,56 +1,32 @@
-"""What a training run keeps besides the weights: a lock on its folder, the state to resume from, the average."""
+"""What a training run keeps besides the weights: the state to resume from, the average."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import SdHyenaError, UsageError
-from ..files import atomic_path
+from ..errors import SdHyenaError
+from ..files import write_file
 
-STATE, LOCK = ".train-state.pt", ".train-lock"
-
-
-@contextlib.contextmanager
-def locked(
-    folder: Path, name: str = LOCK, user: str = "training", wait: Callable[[str], None] | None = None
-) -> Iterator[None]:
-    """Creates ``folder`` and holds it for one run, by a lock file ``name``.
-
-    If another ``user`` run has it: raises UsageError, or, with ``wait``, says so in a line and waits for it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / name, "w")  # noqa: SIM115 - held open for the whole run
-    except OSError as error:
-        raise SdHyenaError(f"output folder {folder}: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            busy = f"output folder {folder} is in use by another {user} run"
-            if wait is None:
-                raise UsageError(busy) from None
-            wait(f"{busy}: waiting for it")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        for stray in folder.glob(".*.tmp"):
-            stray.unlink(missing_ok=True)
-        yield
-    finally:
-        handle.close()
+STATE = ".train-state.pt"
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Replaces the folder's resume state atomically."""
-    with atomic_path(folder / STATE) as temporary:
-        torch.save(state, temporary)
+    """Replaces the folder's resume state atomically. Raises SdHyenaError if it cannot be written."""
+    write_file(folder / STATE, serialised(state))
+
+
+def serialised(content: Any) -> bytes:
+    """What torch.save would write: to a file itself, it has no words for a full disk."""
+    torch.save(content, data := io.BytesIO())
+    return data.getvalue()
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:

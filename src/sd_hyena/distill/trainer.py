@@ -10,8 +10,6 @@ import json
 import logging
 import math
 import random
-import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,9 +21,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from .. import checkpoint
+from .. import checkpoint, interrupts
 from ..errors import SdHyenaError, UsageError
+from ..files import Claim
 from ..fingerprint import exact
+from ..hyena_file import Origin, gather
 from ..names import used_fields
 from ..nn import OperatorConfig, build
 from ..processes import Place
@@ -37,7 +37,7 @@ from .optimisation import make_optimizer, make_schedule
 from .prepare import training_data
 from .results import Progress, Result
 from .settings import TrainSettings
-from .state import Average, load_state, save_state
+from .state import STATE, Average, load_state, save_state
 from .students import Students, configure, pretrained_layers
 
 VALIDATION_SAMPLES = 64
@@ -83,13 +83,20 @@ class Trainer:
         self.files: list[Path] = []
 
     def run(self, resume: bool = False) -> Result:
-        """Trains to the last step, or until SIGINT or SIGTERM; then saves. Raises SdHyenaError if the loss
+        """Trains to the last step, or until a signal asks for the end; then saves. Raises SdHyenaError if the loss
         stops being finite, leaving the last good files in place."""
+        with interrupts.handled():
+            return self._run(resume)
+
+    def _run(self, resume: bool) -> Result:
         started = time.time()
         reads = resume and self.accelerator.is_main_process
         state = broadcast_object_list([load_state(self.out) if reads else None])[0]
+        if state is None and self.accelerator.is_main_process:
+            (self.out / STATE).unlink(missing_ok=True)  # of another run, which this one replaces
         if resume and state is None:
             self.on_phase(f"nothing to resume in {self.out}: starting at step 0")
+        self.claim = Claim(self.out.glob("*.safetensors"))
         self.seed = self._choose_seed(state)
         torch.manual_seed(self.seed)
         # What must be the same when the run is resumed, besides the settings.
@@ -152,8 +159,7 @@ class Trainer:
         self.model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
 
     def _finish(self, step: int) -> dict[str, dict[str, float]]:
-        """Saves after a stage's last step, or after the one that a signal stopped, and measures what is done."""
-        self._save(step, {})
+        """Measures what a stage came to, unless a signal stopped it."""
         if self._signal:
             return {}
         figures = self._evaluate()
@@ -220,13 +226,10 @@ class Trainer:
     # -- the loop -----------------------------------------------------------------------------------
 
     def _train(self, step: int, last: int) -> int:
-        s = self.settings
-        # Only a main thread may handle signals; elsewhere the host program decides what they mean.
-        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-        previous = {number: signal.signal(number, self._on_signal) for number in numbers}
-        overflows = 0
-        try:
-            while step < last and not self._anywhere(bool(self._signal)):
+        """Trains to step ``last``, or until a signal asks for the end, and saves."""
+        s, overflows = self.settings, 0
+        with interrupts.deferred("step") as asked:
+            while step < last and not self._anywhere(bool(asked())):
                 lr = self.scheduler.get_last_lr()[0]
                 losses = self._update(step)
                 if self.accelerator.optimizer_step_was_skipped:  # float16 overflow: the loss scale was lowered
@@ -243,19 +246,12 @@ class Trainer:
                 if step < last and s.save_every_n_steps and step % s.save_every_n_steps == 0:
                     self._save(step, {})
                     self._show(step)
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-        if self.accelerator.num_processes > 1:  # who was not told goes the same way as who was
-            told = torch.tensor([self._signal], device=self.accelerator.device)
-            self._signal = int(self.accelerator.gather(told).max())
+            self._signal = asked()
+            if self.accelerator.num_processes > 1:  # who was not told goes the same way as who was
+                told = torch.tensor([self._signal], device=self.accelerator.device)
+                self._signal = int(self.accelerator.gather(told).max())
+            self._save(step, {})
         return step
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        if self._signal:
-            raise KeyboardInterrupt
-        self._signal = number
-        self.on_phase("stopping after this step (once more: at once)")
 
     def _update(self, step: int) -> tuple[float, dict[str, float], dict[str, float], dict[str, float]]:
         """One update; the loss, per layer relative error and mean squared error, and the loss's terms, averaged
@@ -364,19 +360,22 @@ class Trainer:
         measured_on = self.settings.measured_on
         training = asdict(self.settings) | {"seed": self.seed, "step": step, "measure_on": measured_on}
         operators = dict(self.students.items())
-        each = "t" in used_fields(self.settings.name_format)
-        groups = [[name] for name in operators] if each else [list(operators)]
-        for names in groups:
-            path = self.out / (self.settings.name_format.format(s=step, t=names[0]) + ".safetensors")
-            checkpoint.save(
-                path, {n: operators[n] for n in names}, teacher=self.teacher, training=training, figures=figures
-            )
-            if path not in self.files:
-                self.files.append(path)
+        for path, names in self._paths(step).items():
+            origins = {name: Origin(figures.get(name, {}), self.teacher, training) for name in names}
+            file = gather({name: operators[name] for name in names}, origins)
+            written = self.claim.write(path, checkpoint.to_bytes(file))
+            if written not in self.files:
+                self.files.append(written)
+
+    def _paths(self, step: int) -> dict[Path, list[str]]:
+        """The files of a saved step, and the layers in each."""
+        names, form = [target.name for target in self.targets], self.settings.name_format
+        groups = [[name] for name in names] if "t" in used_fields(form) else [names]
+        return {self.out / f"{form.format(s=step, t=group[0])}.safetensors": group for group in groups}
 
     def _show(self, step: int) -> None:
         """Lets the observer draw with what was just saved; who asked to stop is not kept waiting for it."""
-        if self.accelerator.is_main_process and not self._signal:
+        if self.accelerator.is_main_process and not interrupts.asked():
             with self.average.in_place():
                 self.on_save(step, self.students)
 

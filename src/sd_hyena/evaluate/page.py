@@ -6,7 +6,6 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from PIL import Image
 
@@ -60,9 +59,9 @@ def png(image: Image.Image) -> str:
     """A picture as an address that holds it."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return inline(buffer.getvalue(), "image/png")
 
 
-def inline(path: Path, kind: str) -> str:
-    """A file of MIME type ``kind`` as an address that holds it."""
-    return f"data:{kind};base64," + base64.b64encode(path.read_bytes()).decode()
+def inline(data: bytes, kind: str) -> str:
+    """A file's contents, of MIME type ``kind``, as an address that holds it."""
+    return f"data:{kind};base64," + base64.b64encode(data).decode()

@@ -5,30 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from ..figures import pyplot, rendered
 
+if TYPE_CHECKING:
     from .run import Evaluation, Row
 
 COLOURS = ("#1f77b4", "#2a9d6f", "#7b4ab0", "#0b3d66", "#c2588a", "#5a8f29")  # students
 GREY, LINES = "#9a9a9a", ("-", "--")  # yardsticks
 
 
-def plot_errors(result: Evaluation, path: Path) -> bool:
-    """The UNet's error (left) and the layers' mean error (right) by timestep, as a PNG. Returns whether there was
-    anything to show."""
+def plot_errors(result: Evaluation) -> bytes:
+    """The UNet's error (left) and the layers' mean error (right) by timestep, as a PNG; nothing if none were
+    measured."""
     rows = [row for row in result.rows if row.unet]
     if not rows:
-        return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from ..files import atomic_path
-
+        return b""
     centres = [(first + last + 1) / 2 for first, last in result.bands]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
     styles = _styles(rows)
     for row in rows:
         colour, line = styles[row.label]
@@ -48,12 +41,7 @@ def plot_errors(result: Evaluation, path: Path) -> bool:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", alpha=0.25)
         panel.legend(fontsize=8, frameon=False)
-    try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=120, format="png")
-    finally:
-        plt.close(figure)
-    return True
+    return rendered(figure)
 
 
 def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:

@@ -8,39 +8,38 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..errors import SdHyenaError
-from ..files import atomic_path
-from ..generate.draw import contact_sheet, save_png
+from ..files import Claim, make_folder
+from ..generate.draw import contact_sheet, to_png
 from . import page
 from .plot import plot_errors
 from .run import Evaluation, Row, command
+from .settings import FILES
 from .tables import all_tables, decibels, markdown_table, short
 
 SHEET_COLUMNS = 8
 SHEET_SIDES = (192, 384)  # px; smaller pictures are enlarged on the sheet, larger ones reduced
-PLOT = "errors.png"
 
 
-def write_report(folder: Path, result: Evaluation, more: str = "") -> list[Path]:
-    """Writes evaluation.json, evaluation.md, sheet.png, report.html and, if errors were measured, errors.png.
+def write_report(folder: Path, result: Evaluation, more: str = "", claim: Claim | None = None) -> list[Path]:
+    """Writes evaluation.json, evaluation.md, sheet.png, report.html and, if errors were measured, errors.png,
+    replacing what ``claim`` allows, else all.
 
-    ``more`` is HTML for the end of the page.
-
-    Returns what was written. Raises SdHyenaError if the folder cannot be written to.
+    ``more`` is HTML for the end of the page. Returns what was written. Raises SdHyenaError if the folder cannot be
+    written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        written = [folder / name for name in ("report.html", "evaluation.md", "evaluation.json", "sheet.png")]
-        if plot_errors(result, folder / PLOT):
-            written.append(folder / PLOT)
-        texts = (_html(result, folder, more), markdown(result), json.dumps(result.figures(), indent=2) + "\n")
-        for path, text in zip(written[:3], texts, strict=True):
-            with atomic_path(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise SdHyenaError(f"output folder {folder}: {error.strerror or error}") from None
-    save_png(sheet(result), folder / "sheet.png")
-    return written
+    paths = [make_folder(folder) / name for name in FILES]
+    claim = claim or Claim(paths)
+    plot = plot_errors(result)
+    contents: tuple[str | bytes, ...] = (
+        _html(result, plot, more),
+        markdown(result),
+        json.dumps(result.figures(), indent=2) + "\n",
+        to_png(sheet(result)),
+        plot,
+    )
+    if not plot:  # nor is there one of these figures
+        claim.remove(paths[-1])
+    return [claim.write(path, data) for path, data in zip(paths, contents, strict=True) if data]
 
 
 def sheet(result: Evaluation) -> Image.Image:
@@ -85,7 +84,7 @@ def _where(result: Evaluation) -> str:
     return f"{s.width}x{s.height} px, {s.steps} steps, guidance {s.cfg_scale:g}, seeds from {s.seed}; {facts}."
 
 
-def _html(result: Evaluation, folder: Path, more: str) -> str:
+def _html(result: Evaluation, plot: bytes, more: str) -> str:
     first, tables = result.students[0], all_tables(result)
     parts = [
         f"<h1>{html.escape(result.settings.model)}: teacher against {html.escape(first.label)}</h1>",
@@ -98,8 +97,8 @@ def _html(result: Evaluation, folder: Path, more: str) -> str:
         parts.append(f'<p class="note">{html.escape(table.note)}</p>')
         if number == 0:
             parts.append(_pictures(result))
-            if first.unet:
-                source = page.inline(folder / PLOT, "image/png")
+            if plot:
+                source = page.inline(plot, "image/png")
                 parts.append(f'<h2>Error by timestep</h2><img class="plot" alt="error by timestep" src="{source}">')
     parts.append(f"<h2>Where and how</h2><p>{html.escape(_where(result))}</p>")
     parts.append(f"<p><code>{html.escape(command(result.settings))}</code></p>")

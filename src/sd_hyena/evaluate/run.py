@@ -113,7 +113,7 @@ def _distances(row: Row) -> Distances:
 
 def command(settings: EvaluateSettings) -> str:
     """The command line that these settings came from, or could have."""
-    return f"sd-hyena evaluate {to_flags(settings)}".strip()
+    return f"sd-hyena evaluate {to_flags(settings, omit=['overwrite'])}".strip()
 
 
 def evaluate(

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..families import DEMO
+from ..files import refuse_existing
 from ..generate.settings import GenerateSettings, split_entries
 from ..models.choices import ModelChoices
 from ..settings import option
 from ..sources import is_remote
 
+FILES = ("report.html", "evaluation.md", "evaluation.json", "sheet.png", "errors.png")
 MAX_BANDS = 100
 MIN_SIDE = 16  # px: the window of the structural similarity is 11 px wide
 
@@ -56,6 +58,7 @@ class EvaluateSettings(ModelChoices):
         short="-o",
         folder=True,
     )
+    overwrite: bool = option(False, "replace files that are already there")
 
     def validate(self) -> None:
         """Raises UsageError for the first setting that cannot work."""
@@ -79,6 +82,11 @@ class EvaluateSettings(ModelChoices):
         if self.fid and self.num_prompts < 2:
             raise UsageError("--fid compares sets of pictures: --num_prompts must be at least 2")
         labels(entries)
+        refuse_existing(self.outputs(), self.overwrite)
+
+    def outputs(self) -> list[Path]:
+        """The files this run will write."""
+        return [Path(self.out_dir) / name for name in FILES] if self.out_dir else []
 
     def entries(self) -> list[list[str]]:
         """For each student, the files stacked in it."""

@@ -15,10 +15,10 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from .. import patch
+from .. import interrupts, patch
 from ..api import load_hyena
 from ..errors import SdHyenaError, UsageError
-from ..files import atomic_path, write_new
+from ..files import Claim, make_folder
 from ..processes import ALONE, Place
 from ..sources import hyena_path
 from .hires import draw_stages, pipelines
@@ -61,10 +61,17 @@ def check_stack(files: Sequence[str], layers: Sequence[Sequence[str]]) -> None:
 
 
 def draw_sweep(
-    pipe: Any, settings: GenerateSettings, seed: int, model_hash: str, place: Place = ALONE
+    pipe: Any,
+    settings: GenerateSettings,
+    seed: int,
+    model_hash: str,
+    claim: Claim | None = None,
+    place: Place = ALONE,
 ) -> Iterator[Drawn]:
-    """Draws and saves every image of the sweep, entry by entry; the same seeds for every entry. One of several
-    processes draws the iterations that are its own: whole batches, as rounding depends on what is in one."""
+    """Draws and saves every image of the sweep, entry by entry; the same seeds for every entry. ``claim``: the files
+    that may be replaced, unless given none. One of several processes draws the iterations that are its own: whole
+    batches, as rounding depends on what is in one."""
+    claim = claim or Claim()
     paths, entries, plan = settings.plan(), settings.entries(), pipelines(pipe, settings)
     with_hyena = [stage for stage, _ in plan if stage.hyena]
     for files in entries:  # every file is checked against the model before the first picture is drawn
@@ -73,10 +80,7 @@ def draw_sweep(
             patch.check_grid(pipe.unet, (stage.height // pipe.vae_scale_factor, stage.width // pipe.vae_scale_factor))
     if any(entries) and not with_hyena:
         logger.warning("no picture is larger than %d px: attention draws them all", settings.hyena_above)
-    try:
-        Path(settings.out_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SdHyenaError(f"output folder {settings.out_dir}: {error.strerror}") from None
+    make_folder(settings.out_dir)
     for h, files in enumerate(entries):
         layers = attach_entry(pipe, files, settings)
         for b in range(settings.iteration):
@@ -84,17 +88,17 @@ def draw_sweep(
                 continue
             first = b * settings.num_images
             seeds = [seed + first + i for i in range(settings.num_images)]
-            started = time.perf_counter()
-            prompts = [settings.prompt] * len(seeds)
-            try:
-                images = draw_stages(plan, settings, prompts, seeds)
-            except NotFiniteError as error:
-                raise SdHyenaError(f"{'+'.join(files) or 'plain model'}, seed {seeds[0]}: {error}") from None
-            seconds = (time.perf_counter() - started) / len(seeds)
-            for i, image in enumerate(images):
-                text = parameters_text(pipe, settings, seeds[i], model_hash, files, layers)
-                path = save_png(image, paths[h][first + i], text, settings.overwrite)
-                yield Drawn(image, path, h, seeds[i], seconds)
+            with interrupts.unit("picture" if len(seeds) == 1 else "batch of pictures"):
+                started = time.perf_counter()
+                try:
+                    images = draw_stages(plan, settings, [settings.prompt] * len(seeds), seeds)
+                except NotFiniteError as error:
+                    raise SdHyenaError(f"{'+'.join(files) or 'plain model'}, seed {seeds[0]}: {error}") from None
+                seconds = (time.perf_counter() - started) / len(seeds)
+                for i, image in enumerate(images):
+                    text = parameters_text(pipe, settings, seeds[i], model_hash, files, layers)
+                    path = claim.write(paths[h][first + i], to_png(image, text))
+                    yield Drawn(image, path, h, seeds[i], seconds)
     patch.detach(pipe.unet)
 
 
@@ -129,24 +133,13 @@ def parameters_text(
     return "\n".join(lines)
 
 
-def save_png(image: Image.Image, path: Path, parameters: str = "", overwrite: bool = True) -> Path:
-    """Writes a PNG atomically; returns its path, which without ``overwrite`` is another one where something is at
-    ``path``. Raises SdHyenaError if it cannot be written."""
+def to_png(image: Image.Image, parameters: str = "") -> bytes:
+    """A picture as a PNG file's contents, with ``parameters`` as A1111's web UI writes them."""
     info = PngInfo()
     if parameters:
         info.add_itxt("parameters", parameters) if not parameters.isascii() else info.add_text("parameters", parameters)
-    try:
-        if overwrite:
-            with atomic_path(path) as temporary:
-                image.save(temporary, "PNG", pnginfo=info)
-            return path
-        image.save(data := io.BytesIO(), "PNG", pnginfo=info)
-        written = write_new(path, data.getvalue())
-    except OSError as error:
-        raise SdHyenaError(f"{path}: cannot write: {error.strerror or error}") from error
-    if written != path:
-        logger.warning("%s has appeared meanwhile: this picture is %s", path, written.name)
-    return written
+    image.save(data := io.BytesIO(), "PNG", pnginfo=info)
+    return data.getvalue()
 
 
 def read_png(path: str) -> Image.Image:

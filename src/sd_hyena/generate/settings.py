@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..files import refuse_existing
 from ..models.choices import ModelChoices
 from ..names import check_format, used_fields
 from ..processes import here
@@ -96,14 +97,20 @@ class GenerateSettings(ModelChoices):
             for file in entry:
                 if not hyena_path(file).is_file():
                     raise UsageError(f"--hyena: no file {file}")
-        self.plan()
+        if here().is_main:  # the others may come when it has begun
+            refuse_existing(self.outputs(), self.overwrite, "--out_dir or --name_format")
+
+    def outputs(self) -> list[Path]:
+        """The files this run will write."""
+        grid = [Path(self.out_dir) / GRID_NAME] if self.grid else []
+        return [path for row in self.plan() for path in row] + grid
 
     def entries(self) -> list[list[str]]:
         """The sweep: for each entry, the files stacked in it."""
         return split_entries(self.hyena)
 
     def plan(self) -> list[list[Path]]:
-        """The path of every image, by entry. Raises UsageError where two collide or one exists."""
+        """The path of every image, by entry. Raises UsageError where two collide."""
         per_entry, folder = self.num_images * self.iteration, Path(self.out_dir)
         restart = "h" in used_fields(self.name_format)
         paths = []
@@ -119,9 +126,6 @@ class GenerateSettings(ModelChoices):
             raise UsageError(
                 f"--name_format {self.name_format!r} repeats names: use {{n}}, or {{h}} with {{b}} and {{i}}"
             )
-        existing = [p for p in flat if p.exists()] if here().is_main else []  # the others may have begun
-        if existing and not self.overwrite:
-            raise UsageError(f"{existing[0]} exists: choose another --out_dir or --name_format, or give --overwrite")
         return paths
 
     def sampling_options(self) -> dict[str, Any]:
