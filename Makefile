@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench constraints clean
+.PHONY: demo test lint bench constraints lowest clean
 
 demo: $(VENV)/installed
 	$(BIN)/sd-hyena demo --out_dir demo-out --overwrite
@@ -32,14 +32,25 @@ $(VENV)/installed: pyproject.toml constraints.txt Makefile
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+UV := $(VENV)-uv/bin/uv
+$(UV):
+	$(PYTHON) -m venv $(VENV)-uv
+	$(VENV)-uv/bin/pip install --quiet uv==0.13.9
+
 # Renews constraints.txt: for changed bounds, or with UPGRADE=--upgrade for the newest versions within them.
-constraints:
-	$(PYTHON) -m venv $(VENV)-constraints
-	$(VENV)-constraints/bin/pip install --quiet uv==0.13.9
-	echo "torch; python_version < '0'" > $(VENV)-constraints/without.txt
-	$(VENV)-constraints/bin/uv pip compile --quiet --universal --generate-hashes --no-annotate $(UPGRADE) \
-		--python-version 3.11 --extra dev --override $(VENV)-constraints/without.txt \
-		--custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml constraints.in
+constraints: $(UV)
+	echo "torch; python_version < '0'" > $(VENV)-uv/without-torch.txt
+	$(UV) pip compile --quiet --universal --generate-hashes --no-annotate $(UPGRADE) --python-version 3.11 \
+		--extra dev --override $(VENV)-uv/without-torch.txt --custom-compile-command 'make constraints' \
+		--output-file constraints.txt pyproject.toml constraints.in
+
+# The tests with the lowest versions that pyproject.toml admits; torch is the package index's.
+lowest: $(UV)
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(UV) pip compile --quiet --resolution lowest-direct --python-version 3.11 \
+		--output-file $(VENV)-lowest/versions.txt pyproject.toml
+	$(UV) pip install --quiet --python $(VENV)-lowest --requirement $(VENV)-lowest/versions.txt --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n $(JOBS) --dist worksteal
 
 clean:
-	rm -rf $(VENV) $(VENV)-constraints demo-out
+	rm -rf $(VENV) $(VENV)-uv $(VENV)-lowest demo-out

@@ -94,6 +94,8 @@ def speaking(alone: bool) -> Iterator[None]:
     place = here()
     if alone and place.count > 1:
         raise UsageError(f"this command runs in one process, not in {place.count}: start it by itself")
+    if place.count > 1 and _has_agent():
+        _store()  # while it is there: who is left when the others are gone would wait for it
     with contextlib.ExitStack() as stack:
         if not place.is_main:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
