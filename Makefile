@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench constraints lowest clean
 
 demo: $(VENV)/installed
 	$(BIN)/sd-hyena demo --out_dir demo-out --overwrite
@@ -22,12 +22,35 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/cpu_suite.py $(BENCH)
 
-# torch first and on its own, so that a CPU build found by pip's own configuration satisfies what follows.
-$(VENV)/installed: pyproject.toml constraints.txt
+# Every file is compared with its hash in constraints.txt, but torch: its builds (CPU, CUDA) differ by machine, and which
+# one it is is for pip's own configuration to say. What torch brings for a GPU has no hashes either.
+TORCH := torch==2.13.0
+$(VENV)/installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement constraints.txt
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+UV := $(VENV)-uv/bin/uv
+$(UV):
+	$(PYTHON) -m venv $(VENV)-uv
+	$(VENV)-uv/bin/pip install --quiet uv==0.13.9
+
+# Renews constraints.txt: for changed bounds, or with UPGRADE=--upgrade for the newest versions within them.
+constraints: $(UV)
+	echo "torch; python_version < '0'" > $(VENV)-uv/without-torch.txt
+	$(UV) pip compile --quiet --universal --generate-hashes --no-annotate $(UPGRADE) --python-version 3.11 \
+		--extra dev --override $(VENV)-uv/without-torch.txt --custom-compile-command 'make constraints' \
+		--output-file constraints.txt pyproject.toml constraints.in
+
+# The tests with the lowest versions that pyproject.toml admits; torch is the package index's.
+lowest: $(UV)
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(UV) pip compile --quiet --resolution lowest-direct --python-version 3.11 \
+		--output-file $(VENV)-lowest/versions.txt pyproject.toml
+	$(UV) pip install --quiet --python $(VENV)-lowest --requirement $(VENV)-lowest/versions.txt --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n $(JOBS) --dist worksteal
+
 clean:
-	rm -rf $(VENV) demo-out
+	rm -rf $(VENV) $(VENV)-uv $(VENV)-lowest demo-out

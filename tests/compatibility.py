@@ -42,7 +42,7 @@ def rows() -> dict[str, list[tuple[str, str, str]]]:
 
 def page() -> str:
     versions = (TESTS.parent / "constraints.txt").read_text()
-    peft = next(line.split("==")[1] for line in versions.splitlines() if line.startswith("peft=="))
+    peft = next(line.split("==")[1].split()[0] for line in versions.splitlines() if line.startswith("peft=="))
     lines = [HEAD.format(peft=peft)]
     for area, listed in rows().items():
         if listed:

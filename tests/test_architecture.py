@@ -23,6 +23,7 @@ LAYER = {
     "ops": 0,
     "long_prompts": 1,
     "placement": 1,
+    "processes": 0,
     "tensors": 1,
     "recipes": 0,
     "sources": 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from .settings import check_path
 STUDENT = "demo"
 STUDENT_FILE = Path(__file__).parent / "demo" / "student.safetensors"
 WEIGHTS = "hyena.safetensors"  # in a folder or hub repository
+WEIGHTS_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_REPO_ID = re.compile(r"(?!.*(--|\.\.))[a-z\d][\w.-]*/\w[\w.-]*(?<![-.])(?<!\.git)", re.ASCII | re.IGNORECASE)
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +50,7 @@ def hyena_path(
         return file
     if os.path.isdir(path):
         return _in_folder(path / (subfolder or ""))
-    if path.suffix.lower() == ".safetensors" or not is_repo_id(str(name)):
+    if not is_remote(str(name)):
         return path
     from huggingface_hub import hf_hub_download, hf_hub_url
 
@@ -86,14 +89,14 @@ def _in_folder(folder: Path) -> Path:
 
 def is_repo_id(name: str) -> bool:
     """Whether ``name`` is shaped like a hub repository's, ``user/name``."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    return len(name) <= 96 and _REPO_ID.fullmatch(name) is not None
 
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name and name == name.strip()
+
+def is_remote(name: str) -> bool:
+    """Whether ``name``, which is nothing on this machine, may be something on the hub: it is shaped like a repository's
+    name, not like a file's, and not in a folder that is here."""
+    file = name.lower().endswith(WEIGHTS_ENDINGS)
+    return is_repo_id(name) and not file and not os.path.isdir(name.partition("/")[0])
 
 
 @contextlib.contextmanager

@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
 from PIL import Image
 
 from sd_hyena.cli import main
 
 
+@pytest.mark.reliability(18)
+@pytest.mark.usefixtures("no_network")
 def test_demo_writes_pictures_figures_and_a_report(tmp_path, capsys):
     out = tmp_path / "demo"
     small = ["-n", "2", "--n_images", "4", "--prompts", "2", "-s", "2", "--widths", "64,128"]

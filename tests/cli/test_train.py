@@ -429,21 +429,73 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
         checkpoint.load(file)
 
 
-def test_two_processes_teach_the_same_as_one(tmp_path):
-    """Two gloo processes with half the batch each: the same global batch, the same result, in both stages."""
-    options = (
-        "-W 64 -H 64 -t IN01,OUT10 -r 1e-3 -d 3 -n 6 -s 0 --n_images 6 --n_held_out 4 --draw_steps 2 --reuse 2 "
-        "--lr_scheduler constant --lr_warmup_steps 0 --finetune_steps 3"
-    )
-    common = ["train", "-m", "demo", *options.split(), "-l", str(tmp_path / "logs")]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sd_hyena"]
-    figures = []
-    for name, start, batch in (("one", ["-m", "sd_hyena"], "4"), ("two", launch, "2")):
-        command = [sys.executable, *start, *common, "-b", batch, "-o", str(tmp_path / name)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=250)
-        assert done.returncode == 0, done.stdout + done.stderr
-        files = [checkpoint.load(tmp_path / name / f"Hyena-{step:05d}.safetensors") for step in (6, 9)]
-        figures.append([layer.figures for file in files for layer in file.layers.values()])
-    for one, two in zip(*figures, strict=True):
-        assert two == pytest.approx(one, rel=1e-3)
-    assert figures[0][0] != pytest.approx(figures[0][2], rel=1e-3)  # stage 2 did something
+SHARED = """
+import os, sys
+from sd_hyena.cli import main
+
+with open(f"pid{os.environ['RANK']}", "w") as file:
+    file.write(str(os.getpid()))
+for command in open("commands").read().splitlines():
+    status = main(command.split())
+    if status:
+        sys.exit(status)
+"""
+COMMANDS = (
+    "prepare -m demo --sizes 64x64,72x64,64x72 -n 6 --n_held_out 3 --draw_steps 1 -b 2 -o prepared",
+    "generate -m demo -W 64 -H 64 -p fox -y ,demo -n 2 -i 2 -s 1 -k 5 -f {{h}}-{{n}} --grid -o drawn",
+    "train -m demo -W 64 -H 64 -t IN01,OUT10 -r 1e-3 -d 3 -n 6 -s 9 --n_images 6 --n_held_out 4 --draw_steps 2 "
+    "--reuse 2 --lr_scheduler constant --lr_warmup_steps 0 --finetune_steps 30 -b {batch} -o trained -l logs",
+)
+
+
+def losses(output):
+    return {int(line.split()[1].partition("/")[0]): line.split()[3] for line in output.splitlines() if " loss " in line}
+
+
+@pytest.mark.reliability(6, 9)
+def test_two_processes_do_the_same_as_one_and_end_together(tmp_path, monkeypatch, capfd):
+    """The same shards and pictures, byte for byte; with half the batch each the same losses in both stages, until one
+    of the two is killed: then the other ends with one line, and another number of processes does not go on."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, batch in ((one, 4), (two, 2)):
+        folder.mkdir()
+        (folder / "commands").write_text("\n".join(COMMANDS).format(batch=batch))
+    (two / "run.py").write_text(SHARED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "run.py"]
+    process = subprocess.Popen(launch, cwd=two, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(two / "trained" / ".train-state.pt", process)  # of the first stage's end
+    wait_for(two / "trained" / "Hyena-00009.safetensors", process)
+    os.kill(int((two / "pid1").read_text()), signal.SIGKILL)
+    started, output = time.time(), process.communicate(timeout=60)[0]
+    assert time.time() - started < 20
+    assert process.returncode == 1
+    assert [line for line in output.splitlines() if line.startswith("sd-hyena:")] == [
+        "sd-hyena: another process of this run has ended, and so does this one; what is written stays (train: --resume)"
+    ]
+    assert "gloo" not in output
+    assert not (two / "trained" / "Hyena-00036.safetensors").exists()
+
+    monkeypatch.chdir(one)
+    assert [main(command.split()) for command in (one / "commands").read_text().splitlines()] == [0, 0, 0]
+    files = [checkpoint.load(folder / "trained" / "Hyena-00006.safetensors") for folder in (one, two)]
+    for expected, found in zip(*(file.layers.values() for file in files), strict=True):
+        assert found.figures == pytest.approx(expected.figures, rel=1e-3)
+    expected, found = losses(capfd.readouterr().out), losses(output)
+    assert {1, 6, 7, 9} <= set(found)
+    for step, loss in found.items():
+        assert float(loss) == pytest.approx(float(expected[step]), rel=1e-2)
+    for name, count in (("prepared", 3 + 1), ("drawn", 2 * 4 + 1)):
+        contents = [
+            {path.name: path.read_bytes() for path in (folder / name).rglob("*.*") if path.name[0] != "."}
+            for folder in (one, two)
+        ]
+        assert contents[0] == contents[1]
+        assert len(contents[0]) == count
+    assert output.count("drawn/grid.png") == output.count("9 pictures in prepared") == 1
+
+    monkeypatch.chdir(two)
+    checkpoint.load(two / "trained" / "Hyena-00009.safetensors")
+    assert main([*(two / "commands").read_text().splitlines()[-1].split(), "--resume"]) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert "processes was 2, is 1" in error

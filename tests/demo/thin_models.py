@@ -71,13 +71,19 @@ def saved_folder(_folders):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Libraries believe that there is a network, and whoever tries it fails the test."""
+    """Libraries believe that there is a network, and whoever tries it fails the test; yields the tries."""
     import huggingface_hub.constants
 
+    attempts = []  # also those of threads, and whose failure is caught
+
     def tried(*args, **kwargs):
-        pytest.fail(f"the network was tried: {args}")
+        attempts.append(args)
+        raise OSError(f"the network was tried: {args}")
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     for name in ("connect", "connect_ex", "sendto"):
         monkeypatch.setattr(socket.socket, name, tried)
-    monkeypatch.setattr(socket, "getaddrinfo", tried)
+    for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
+        monkeypatch.setattr(socket, name, tried)
+    yield attempts
+    assert not attempts

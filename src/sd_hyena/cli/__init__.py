@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from .. import __version__, interrupts
+from .. import __version__, interrupts, processes
 from ..errors import SdHyenaError, UsageError
 from ..ops import environment
 from ..texts import check_text, shortened
@@ -30,6 +30,7 @@ COMMANDS = {
     "benchmark": "time a Hyena layer against attention at growing sizes",
     "demo": "the whole story on the bundled model, with a report",
 }
+SHARED = ("prepare", "train", "generate")  # commands whose work several processes may share
 COMMAND_LINE = "sd-hyena's command line"  # the name of its log handler
 
 
@@ -58,38 +59,48 @@ def main(argv: list[str] | None = None) -> int:
         chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
     args = vars(known)
     run, debug = args.pop("run"), args.pop("debug")
-    del args["command"]
+    alone = args.pop("command") not in SHARED
     with interrupts.guarded_output(), interrupts.handled():
-        return _run(run, args, debug)
+        return _run(run, args, alone, debug)
 
 
-def _run(run: Callable[[dict[str, Any]], int], args: dict[str, Any], debug: bool) -> int:
+def _run(run: Callable[[dict[str, Any]], int], args: dict[str, Any], alone: bool, debug: bool) -> int:
     _log_our_lines_alone()
     try:
         for name, value in args.items():
             if isinstance(value, str):
                 check_text(name, value)
         environment.kernel()
-        return run(args)
+        with processes.speaking(alone):
+            return run(args)
     except interrupts.Interrupted as wish:
-        print(f"sd-hyena: {wish}", file=sys.stderr)
+        if processes.here().is_main:
+            print(f"sd-hyena: {wish}", file=sys.stderr)
         return 128 + wish.number
     except KeyboardInterrupt:
         return 130
     except (UsageError, SdHyenaError) as error:
         if debug:
             raise
-        print(f"sd-hyena: {error}", file=sys.stderr)
+        _say(str(error))
         return 2 if isinstance(error, UsageError) else 1
     except Exception as error:
         if debug:
             raise
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            print(f"sd-hyena: {shortened(str(error.filename))}: {error.strerror}", file=sys.stderr)
+            _say(f"{shortened(str(error.filename))}: {error.strerror}")
             return 2
+        if processes.lost(error):
+            _say("another process of this run has ended, and so does this one; what is written stays (train: --resume)")
+            return 1
         reason = " ".join(str(error).split()) or "no message"
-        print(f"sd-hyena: {type(error).__name__}: {reason} (--debug shows where)", file=sys.stderr)
+        _say(f"{type(error).__name__}: {reason} (--debug shows where)")
         return 1
+
+
+def _say(line: str) -> None:
+    if processes.first_to_say(line):
+        print(f"sd-hyena: {line}", file=sys.stderr)
 
 
 def _log_our_lines_alone() -> None:
@@ -103,6 +114,7 @@ def _log_our_lines_alone() -> None:
     handler = logging.StreamHandler()
     handler.name = COMMAND_LINE
     handler.setFormatter(logging.Formatter("sd-hyena: %(message)s"))
+    handler.addFilter(lambda record: processes.first_to_say(record.getMessage()))
     ours.addHandler(handler)
     if not root.handlers:  # else Python prints warnings that nobody handles
         root.addHandler(logging.NullHandler())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UsageError
+from ..processes import here
 
 
 def choose_dtype(mixed_precision: str) -> Any:
@@ -15,11 +16,14 @@ def choose_dtype(mixed_precision: str) -> Any:
 
 
 def choose_device(name: str) -> str:
-    """ "auto" -> "cuda" if there is one, else "cpu". Raises UsageError for one that is not there, or of no use here."""
+    """ "auto" -> "cuda" if there is one, else "cpu"; of several processes on a machine, each gets its own GPU. Raises
+    UsageError for one that is not there, or of no use here."""
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and here().count > 1 and torch.cuda.is_available():
+        return f"cuda:{here().local % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
     except RuntimeError:

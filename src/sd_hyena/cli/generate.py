@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from ..generate.settings import GRID_NAME, GenerateSettings
 from ..generate.stages import stages
 from ..interrupts import Interrupted
 from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
+from ..processes import Group, here
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
 from ..texts import warn_of_syntax
 from .device import choose_device
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +70,7 @@ def _draw(settings: GenerateSettings, source: Any, claim: Claim) -> int:
     import torch
 
     from ..fingerprint import HASH, fingerprint
-    from ..generate.draw import contact_sheet, draw_sweep, to_png
+    from ..generate.draw import contact_sheet, draw_sweep, read_png, to_png
     from ..generate.memory import check_offload, place, spare_vae
     from ..models import load_pipeline
     from .display import console, phase
@@ -81,20 +85,26 @@ def _draw(settings: GenerateSettings, source: Any, claim: Claim) -> int:
     drawn_at = stages(settings)
     place(pipe, device, settings.offload, drawn_at, settings.num_images)
     spare_vae(pipe, device, settings.vae_tiling, drawn_at, settings.num_images)
-    seed = settings.seed if settings.seed >= 0 else random.SystemRandom().randrange(2**31)
-    rows: list[list[Any]] = [[] for _ in settings.entries()]
+    group = Group(here())
+    seed = group.agree(lambda: settings.seed if settings.seed >= 0 else random.SystemRandom().randrange(2**31))
+    entries, count = settings.entries(), group.place.count
+    if len(entries) * settings.iteration < count:
+        logger.warning("%d processes have fewer iterations than that to share: give more (-i) of fewer pictures", count)
+    rows: list[dict[int, str]] = [{} for _ in entries]  # paths by seed: other processes' pictures come between
     total = len(rows) * settings.num_images * settings.iteration
+    own = draw_sweep(pipe, settings, seed, model_hash, claim, group.place)
     done = 0
     try:
-        for drawn in draw_sweep(pipe, settings, seed, model_hash, claim):
-            rows[drawn.entry].append(drawn.image)
+        for entry, path, number, seconds in group.gather((d.entry, str(d.path), d.seed, d.seconds) for d in own):
+            rows[entry][number] = path
             done += 1
-            console.print(f"{done}/{total} {drawn.path} seed {drawn.seed}, {drawn.seconds:.2f} s", soft_wrap=True)
+            console.print(f"{done}/{total} {path} seed {number}, {seconds:.2f} s", soft_wrap=True)
     except Interrupted as wish:
         wish.kept = f"{done} of {total} pictures are kept in {settings.out_dir}"
         raise
-    if settings.grid:
-        labels = [" + ".join(files) or f"{settings.model} (attention)" for files in settings.entries()]
-        path = claim.write(Path(settings.out_dir) / GRID_NAME, to_png(contact_sheet(rows, labels)))
-        console.print(str(path), soft_wrap=True)
+    if settings.grid and group.place.is_main:
+        labels = [" + ".join(files) or f"{settings.model} (attention)" for files in entries]
+        sheet = contact_sheet([[read_png(row[number]) for number in sorted(row)] for row in rows], labels)
+        written = claim.write(Path(settings.out_dir) / GRID_NAME, to_png(sheet))
+        console.print(str(written), soft_wrap=True)
     return 0

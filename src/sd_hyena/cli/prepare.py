@@ -11,6 +11,7 @@ from ..distill.prepare_settings import PrepareSettings, check_images, parse_size
 from ..distill.prompts import default_prompts, list_images, read_prompts
 from ..interrupts import Interrupted
 from ..models import check_size, locate, size_defaults
+from ..processes import here
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
 from .device import choose_device, choose_dtype
@@ -54,7 +55,7 @@ def run(args: dict[str, Any]) -> int:
         plan = plan_drawings(settings, pipe, teacher, prompts)
     try:
         with preparing_progress() as advance:
-            prepare(plan, folder, pipe, settings.batch_size, overwrite, advance)
+            prepare(plan, folder, pipe, settings.batch_size, overwrite, advance, place=here())
     except Interrupted as wish:
         wish.kept = f"finished shards are kept in {folder}: the same command goes on"
         raise

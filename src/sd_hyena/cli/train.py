@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,7 @@ def _accelerator(settings: TrainSettings, device: str) -> Any:
     from accelerate import Accelerator
 
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of several processes
     if ":" in device:
         torch.cuda.set_device(device)
     return Accelerator(

@@ -5,9 +5,11 @@ A run that was cut off goes on with the first shard that is missing or damaged, 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ from ..families import from_text
 from ..files import locked, make_folder, remove_strays
 from ..fingerprint import HASH, SAMPLE, distance, exact
 from ..generate.sampling import why_not_finite
+from ..processes import ALONE, Group, Place
 from .data import Dataset, check_fits, open_prepared
 from .encode import encode, prompt_states
-from .manifest import SHARDS, Manifest, identity_key, shard_name
+from .manifest import SHARDS, Manifest, Shard, identity_key, shard_name
 from .plan import SHARD, Item, Plan, plan_drawings
 from .prepare_settings import PrepareSettings, parse_sizes
 from .prompts import default_prompts, read_prompts
@@ -40,39 +43,74 @@ def prepare(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     wait: Callable[[str], None] | None = None,
+    place: Place = ALONE,
 ) -> None:
     """Makes what is missing of ``folder``; ``on_progress`` is told how many pictures are there, of how many.
 
-    Raises UsageError if the folder holds other data (``overwrite`` starts over) or another run is writing it
-    (``wait`` says so in a line and waits), SdHyenaError if something cannot be written or read.
+    Several processes, each at its own ``place``, take turns at the shards; the main one holds the folder and writes the
+    manifest. Raises UsageError if the folder holds other data (``overwrite`` starts over) or another run is writing
+    it (``wait`` says so in a line and waits), SdHyenaError if something cannot be written or read.
     """
-    with locked(folder, wait):
-        manifest = _manifest(plan, folder, overwrite)
-        done = 0
-        for number, (size, items) in enumerate(plan.shards):
+    group = Group(place)
+    with locked(folder, wait) if place.is_main else contextlib.nullcontext():
+        manifest = _manifest(plan, folder, overwrite) if place.is_main else Manifest({}, 0)
+        known = group.agree(lambda: [asdict(shard) for shard in manifest.shards])
+        done, new = 0, {}
+
+        def report(further: int) -> None:
+            on_progress(done + further, plan.n_items)
+
+        def own() -> Iterator[tuple[int, dict[str, Any]]]:
+            """This process's shards, by number, as they are there."""
+            for number in filter(place.has, range(len(plan.shards))):
+                if number < len(known):
+                    wrong = damage(folder, _entry(known[number]))
+                    if not wrong:
+                        yield number, known[number]
+                        continue
+                    logger.warning("%s: %s: making it anew", folder / shard_name(number), wrong)
+                report(0)
+                with interrupts.unit("shard of pictures"):  # until the manifest has it
+                    yield number, asdict(_make_shard(pipe, plan, folder, number, batch_size, report))
+
+        for number, entry in group.gather(own()):
+            done += len(plan.shards[number][1])
+            report(0)
+            new[number] = _entry(entry)
+            wrong = "" if place.has(number) else damage(folder, new[number])
+            if wrong:
+                raise SdHyenaError(f"{folder}: what another process made is not there: all must have the same folder")
+            if new[number] in manifest.shards:
+                continue
             if number < len(manifest.shards):
-                wrong = damage(folder, manifest.shards[number])
-                if not wrong:
-                    done += len(items)
-                    continue
-                logger.warning("%s: %s: making it anew", folder / shard_name(number), wrong)
-            on_progress(done, plan.n_items)
-            with interrupts.unit("shard of pictures"):
-                parts = []
-                for start in range(0, len(items), batch_size):
-                    parts.append(_make(pipe, plan, size, items[start : start + batch_size]))
-                    on_progress(done + min(start + batch_size, len(items)), plan.n_items)
-                done += len(items)
-                latents = torch.cat(parts).float().cpu()
-                if not latents.isfinite().all():
-                    raise SdHyenaError(f"{shard_name(number)}: latents are not finite: {why_not_finite(pipe)}")
-                prompts = list(dict.fromkeys(["", *(item.prompt for item in items)]))
-                rows = torch.tensor([prompts.index(item.prompt) for item in items])
-                tensors = {"latents": latents, "prompt": rows} | prompt_states(pipe, prompts)
-                held_out = [row for row, item in enumerate(items) if item.held_out]
-                manifest.shards[number : number + 1] = [write_shard(folder, number, size, tensors, prompts, held_out)]
-                write_manifest(folder, manifest)
-        on_progress(plan.n_items, plan.n_items)
+                manifest.shards[number] = new[number]
+            while len(manifest.shards) in new:
+                manifest.shards.append(new[len(manifest.shards)])
+            write_manifest(folder, manifest)
+        group.agree(lambda: None)  # the manifest is whole
+
+
+def _entry(fields: dict[str, Any]) -> Shard:
+    return Shard(**fields | {"size": tuple(fields["size"])})
+
+
+def _make_shard(
+    pipe: Any, plan: Plan, folder: Path, number: int, batch_size: int, on_done: Callable[[int], None]
+) -> Shard:
+    """Draws or encodes a shard's pictures and writes it; ``on_done`` is told how many of them are made."""
+    size, items = plan.shards[number]
+    parts = []
+    for start in range(0, len(items), batch_size):
+        parts.append(_make(pipe, plan, size, items[start : start + batch_size]))
+        on_done(min(start + batch_size, len(items)))
+    latents = torch.cat(parts).float().cpu()
+    if not latents.isfinite().all():
+        raise SdHyenaError(f"{shard_name(number)}: latents are not finite: {why_not_finite(pipe)}")
+    prompts = list(dict.fromkeys(["", *(item.prompt for item in items)]))
+    rows = torch.tensor([prompts.index(item.prompt) for item in items])
+    tensors = {"latents": latents, "prompt": rows} | prompt_states(pipe, prompts)
+    held_out = [row for row, item in enumerate(items) if item.held_out]
+    return write_shard(folder, number, size, tensors, prompts, held_out)
 
 
 def cache_root() -> Path:
@@ -105,6 +143,7 @@ def training_data(
     is_demo: bool,
     on_phase: Callable[[str], None] = logger.info,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    place: Place = ALONE,
 ) -> Dataset:
     """The prepared folder that the settings name, or one prepared in the cache, opened.
 
@@ -121,7 +160,7 @@ def training_data(
     plan = plan_drawings(choices, pipe, teacher, prompts)
     folder = cache_root() / "prepared" / identity_key(plan.identity)
     on_phase(f"the teacher draws {plan.n_items} pictures ({plan.draw_steps} steps each; kept for later runs)")
-    prepare(plan, folder, pipe, choices.batch_size, on_progress=on_progress, wait=on_phase)
+    prepare(plan, folder, pipe, choices.batch_size, on_progress=on_progress, wait=on_phase, place=place)
     return open_prepared(folder, check=False)  # prepare has just checked it
 
 

@@ -29,6 +29,7 @@ from ..fingerprint import exact
 from ..hyena_file import Origin, gather
 from ..names import used_fields
 from ..nn import OperatorConfig, build
+from ..processes import Place
 from ..targets import find_targets, select
 from .joint import JointStage, StudentUNet
 from .lessons import Lessons, NoiseLessons, PictureLessons, Reuse
@@ -91,7 +92,8 @@ class Trainer:
 
     def _run(self, resume: bool) -> Result:
         started = time.time()
-        state = read_state(self.out) if resume else None
+        reads = resume and self.accelerator.is_main_process
+        state = broadcast_object_list([read_state(self.out) if reads else None])[0]
         if state is None and self.accelerator.is_main_process:
             (self.out / STATE).unlink(missing_ok=True)  # of another run, which this one replaces
         if resume and state is None:
@@ -195,8 +197,8 @@ class Trainer:
         noise = NoiseLessons(self.attentions, self.targets, self.latents, self.seed)
         self.pictures: PictureLessons | None = None
         if s.needs_pictures:
-            with self.accelerator.main_process_first():
-                data = training_data(s, self.pipe, self.teacher, self.is_demo, self.on_phase, self.on_prepare)
+            place = Place(self.accelerator.process_index, self.accelerator.num_processes)
+            data = training_data(s, self.pipe, self.teacher, self.is_demo, self.on_phase, self.on_prepare, place)
             self.pictures = PictureLessons(self.pipe, self.targets, data, self.seed, s.unconditional)
         self.lessons: Lessons = noise if s.learns_from_noise or self.pictures is None else self.pictures
         self.measuring: Lessons = noise if s.measured_on == "noise" or self.pictures is None else self.pictures

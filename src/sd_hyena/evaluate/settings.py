@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ..files import refuse_existing
 from ..generate.settings import GenerateSettings, split_entries
 from ..models.choices import ModelChoices
 from ..settings import option
+from ..sources import is_remote
 
 FILES = ("report.html", "evaluation.md", "evaluation.json", "sheet.png", "errors.png")
 MAX_BANDS = 100
@@ -72,6 +74,8 @@ class EvaluateSettings(ModelChoices):
         if self.seed < 0:
             raise UsageError(f"--seed is {self.seed}, but must be a whole number from 0")
         self.drawing().validate()
+        if self.clip_model and not os.path.isdir(self.clip_model) and not is_remote(self.clip_model):
+            raise UsageError(f"--clip_model {self.clip_model} not found: give a transformers folder or a hub id")
         entries = self.entries()
         if not all(entries):
             raise UsageError("--hyena: every entry must name a file, or files stacked with +")

@@ -19,6 +19,7 @@ from .. import interrupts, patch
 from ..api import load_hyena
 from ..errors import SdHyenaError, UsageError
 from ..files import Claim, make_folder
+from ..processes import ALONE, Place
 from ..sources import hyena_path
 from .hires import draw_stages, pipelines
 from .sampling import NotFiniteError
@@ -60,10 +61,16 @@ def check_stack(files: Sequence[str], layers: Sequence[Sequence[str]]) -> None:
 
 
 def draw_sweep(
-    pipe: Any, settings: GenerateSettings, seed: int, model_hash: str, claim: Claim | None = None
+    pipe: Any,
+    settings: GenerateSettings,
+    seed: int,
+    model_hash: str,
+    claim: Claim | None = None,
+    place: Place = ALONE,
 ) -> Iterator[Drawn]:
     """Draws and saves every image of the sweep, entry by entry; the same seeds for every entry. ``claim``: the files
-    that may be replaced, unless given none."""
+    that may be replaced, unless given none. One of several processes draws the iterations that are its own: whole
+    batches, as rounding depends on what is in one."""
     claim = claim or Claim()
     paths, entries, plan = settings.plan(), settings.entries(), pipelines(pipe, settings)
     with_hyena = [stage for stage, _ in plan if stage.hyena]
@@ -77,6 +84,8 @@ def draw_sweep(
     for h, files in enumerate(entries):
         layers = attach_entry(pipe, files, settings)
         for b in range(settings.iteration):
+            if not place.has(h * settings.iteration + b):
+                continue
             first = b * settings.num_images
             seeds = [seed + first + i for i in range(settings.num_images)]
             with interrupts.unit("picture" if len(seeds) == 1 else "batch of pictures"):
@@ -131,6 +140,15 @@ def to_png(image: Image.Image, parameters: str = "") -> bytes:
         info.add_itxt("parameters", parameters) if not parameters.isascii() else info.add_text("parameters", parameters)
     image.save(data := io.BytesIO(), "PNG", pnginfo=info)
     return data.getvalue()
+
+
+def read_png(path: str) -> Image.Image:
+    """A picture of this run, maybe another process's. Raises SdHyenaError if it is not there any more."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.copy()
+    except OSError as error:
+        raise SdHyenaError(f"{path}: not there for the contact sheet: {error.strerror or error}") from None
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str | Sequence[str]]) -> Image.Image:

@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..files import refuse_existing
 from ..models.choices import ModelChoices
 from ..names import check_format, used_fields
+from ..processes import here
 from ..settings import option
 from ..sources import hyena_path
 from ..targets import parse_names
@@ -96,7 +97,8 @@ class GenerateSettings(ModelChoices):
             for file in entry:
                 if not hyena_path(file).is_file():
                     raise UsageError(f"--hyena: no file {file}")
-        refuse_existing(self.outputs(), self.overwrite, "--out_dir or --name_format")
+        if here().is_main:  # the others may come when it has begun
+            refuse_existing(self.outputs(), self.overwrite, "--out_dir or --name_format")
 
     def outputs(self) -> list[Path]:
         """The files this run will write."""

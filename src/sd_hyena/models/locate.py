@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from ..arguments import given_path
 from ..errors import UsageError
 from ..families import DEMO, DEMO_DIR, FAMILIES, Family
+from ..sources import is_remote
 from .folders import check_folder
 
-_HUB_ID = re.compile(r"(?!.*(--|\.\.))[a-z\d][\w.-]*/\w[\w.-]*(?<![-.])(?<!\.git)", re.ASCII | re.IGNORECASE)
 _HUB_PAGE = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
-_SINGLE_FILE = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def locate(name: str, variant: str = "", whole: bool = True) -> ModelSource:
         raise UsageError(f"model {name}: is a web address: give its hub id, {page[4]}, or a file that you downloaded")
     if "://" in name:
         raise UsageError(f"model {name}: is an address: download the file, and give its path")
-    if path.suffix.lower() in _SINGLE_FILE or not _HUB_ID.fullmatch(name) or len(name) > 96:
+    if not is_remote(name):
         raise UsageError(
             f"model {name} not found: give demo, a diffusers folder, a .safetensors or .ckpt file, or a hub id"
         )
