@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench faults clean
 
 demo: $(VENV)/installed
 	$(BIN)/sd-hyena demo --out_dir demo-out --overwrite
@@ -21,6 +21,10 @@ lint: $(VENV)/installed
 # BENCH=--full adds forward and backward at 2048 px.
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/cpu_suite.py $(BENCH)
+
+# FAULTS="hyena --seed 1 --no-page" runs one part; none of it all, and writes docs/faults.md.
+faults: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m faults $(FAULTS)
 
 # torch first and on its own, so that a CPU build found by pip's own configuration satisfies what follows.
 $(VENV)/installed: pyproject.toml constraints.txt
