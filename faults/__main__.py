@@ -20,6 +20,7 @@ from .report import Report
 ROOT = Path(__file__).parent.parent
 # The file of each part, which has run(report, scale, seed) and may have RESULTS; the long ones first.
 PARTS = {
+    "kills": "kills",
     "hyena": "hyena_files",
 }
 LIMIT = 900  # seconds for one part

@@ -47,6 +47,7 @@ class Undisturbed:
     exact: dict[str, str]
     others: frozenset[str]
     folder: Path
+    seconds: float
 
     def lacks(self, folder: Path) -> str:
         """What is missing or different in a folder that a run has finished; "" if nothing is."""
@@ -121,17 +122,20 @@ class Scene:
         """Run once for its writes, and once more to see which results are always the same."""
         if command not in self._finished:
             log, folders, left = self.root / f"{len(self._finished)}.writes", [], []
+            seconds = 0.0
             for counted in ([hooks.count_writes(str(log))], []):
                 folder = self.folder()
                 before = files_in(folder)
-                _well(self.run(command, folder, hooks=counted))
+                ending = self.run(command, folder, hooks=counted)
+                _well(ending)
+                seconds = ending.seconds
                 left.append({p: held for p, held in files_in(folder).items() if p not in before and not PASSING.search(p)})
                 folders.append(folder)
             shutil.rmtree(folders[1])
             exact = {path: held for path, held in left[0].items() if left[1].get(path) == held}
             others = frozenset(left[0].keys() & left[1].keys() - exact.keys())
             writes = log.read_text().splitlines() if log.exists() else []
-            self._finished[command] = Undisturbed(writes, exact, others, folders[0])
+            self._finished[command] = Undisturbed(writes, exact, others, folders[0], seconds)
         return self._finished[command]
 
 
