@@ -13,30 +13,27 @@ from pathlib import Path
 from . import hooks
 from .judge import files_in, judge, losses, strays
 from .report import Report
-from .scene import Scene, spread
+from .scene import Scene, results_in, spread
 
 COMMANDS = ("train", "train, stage 2", "prepare", "generate", "evaluate")
 EACH = 30
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)
+REWRITTEN = (".safetensors", "manifest.json")  # there earlier, with less in it
 
 
 def run(report: Report, scale: float, seed: int) -> None:
     with Scene() as scene:
-        trials = [(command, i) for command in COMMANDS for i in range(max(1, round(EACH * scale)))]
-        for number in report.numbers(len(trials)):
-            command, place = trials[number]
-            draw = report.random(number)
+        for number in report.numbers(EACH * len(COMMANDS) * scale):
+            command, place = COMMANDS[number % len(COMMANDS)], number // len(COMMANDS)
             points = (6, 8, 9, 11) if command.startswith("train") else (6, 8)
-            what = f"SIGKILL in {command}, then the same again"
-            report.verdict(points, what, trial(scene, command, place, len(trials) // len(COMMANDS), draw), report.again(number))
+            detail = trial(scene, command, place, report.random(number))
+            report.verdict(points, f"SIGKILL in {command}, then the same again", detail, report.again(number))
 
 
-def trial(scene: Scene, command: str, place: int, count: int, draw: random.Random) -> str:
-    """One kill: of three, one before a write, one in the middle of one, one at some time. The places are spread
-    evenly."""
+def trial(scene: Scene, command: str, place: int, draw: random.Random) -> str:
+    """One kill: of three, one before a write, one in the middle of one, one at some time."""
     undisturbed = scene.undisturbed(command)
-    writes = spread(count, len(undisturbed.writes))
-    number = writes[min(place, len(writes) - 1)]
+    number = spread(place, len(undisturbed.writes))
     folder = scene.folder(strangers=bool(place % 2))
     before = files_in(folder)
     if place % 3 == 0:
@@ -60,8 +57,8 @@ def wrong_after(scene: Scene, command: str, folder: Path, before: dict[str, str]
     lost = losses(before, there)
     if lost:
         return f"the kill: {lost}"
-    for path, held in there.items():
-        if path not in before and undisturbed.exact.get(path, held) != held and not path.endswith("manifest.json"):
+    for path, held in results_in(folder).items():
+        if undisturbed.exact.get(path, held) != held and not path.endswith(REWRITTEN):
             return f"the kill left {path} half written"
     newest = max((p for p in there if p.startswith("out/Hyena-") and p not in before), default="")
     if newest and scene.run(f"info {newest}", folder).status:

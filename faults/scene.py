@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import re
 import shutil
 import tempfile
@@ -32,9 +35,16 @@ COMMANDS = {
     "convert, folder": "convert {hyena} -o out",
     "merge": "merge {hyena} {other} --prefer last -o out/m.safetensors",
 }
+GOLDEN = (5**0.5 - 1) / 2
 READERS = {"info": "info {hyena}", "targets": "targets -m {model}"}
 GOES_ON = {"train": "--resume", "train, stage 2": "--resume", "prepare": ""}  # the others: --overwrite, if they refuse
-STRANGERS = ("out/notes.txt", "out/.mine.tmp", "out/.draft.safetensors.tmp", "out/theirs/image_000.png", "logs/mine.txt")
+STRANGERS = ("out/notes.txt", "out/.mine.tmp", "out/.x.safetensors.tmp", "out/theirs/image_000.png", "logs/mine.txt")
+    "out/notes.txt",
+    "out/.mine.tmp",
+    "out/.draft.safetensors.tmp",
+    "out/theirs/image_000.png",
+    "logs/mine.txt",
+)
 PASSING = re.compile(r"^logs(/|$)|lock|^out$|\.tmp$|-state\.pt$")  # what is no result
 
 
@@ -51,7 +61,7 @@ class Undisturbed:
 
     def lacks(self, folder: Path) -> str:
         """What is missing or different in a folder that a run has finished; "" if nothing is."""
-        found = files_in(folder)
+        found = results_in(folder)
         for path, held in self.exact.items():
             if found.get(path) != held:
                 return f"{path} is {'another' if path in found else 'missing'}"
@@ -76,7 +86,10 @@ class Scene:
         _well(zygote.run([self.inputs["model"]], self.root, entry=make_model))
         prepare = "prepare -m {model} --sizes 64x64 -n 6 --n_held_out 2 --draw_steps 1 -o data"
         train = "train -m {model} -W 64 -H 64 -b 2 -d {seed} -t IN01 -n 1 --data noise -o made -l made-log -f {name}"
-        lines = [prepare, *(train.replace("{seed}", s).replace("{name}", n) for s, n in (("1", "hyena"), ("2", "other")))]
+        lines = [
+            prepare,
+            *(train.replace("{seed}", s).replace("{name}", n) for s, n in (("1", "hyena"), ("2", "other"))),
+        ]
         for line in lines:
             _well(zygote.run(self.words(line), self.root, env=self.env))
             if line is not prepare:
@@ -129,7 +142,7 @@ class Scene:
                 ending = self.run(command, folder, hooks=counted)
                 _well(ending)
                 seconds = ending.seconds
-                left.append({p: held for p, held in files_in(folder).items() if p not in before and not PASSING.search(p)})
+                left.append({path: held for path, held in results_in(folder).items() if path not in before})
                 folders.append(folder)
             shutil.rmtree(folders[1])
             exact = {path: held for path, held in left[0].items() if left[1].get(path) == held}
@@ -139,16 +152,27 @@ class Scene:
         return self._finished[command]
 
 
+def results_in(folder: Path) -> dict[str, str]:
+    """As :func:`.judge.files_in`, but of results alone, and a Hyena file's metadata may be in any order."""
+    found = {path: held for path, held in files_in(folder).items() if not PASSING.search(path)}
+    for path in found:
+        if path.endswith(".safetensors"):
+            data = (folder / path).read_bytes()
+            end = 8 + int.from_bytes(data[:8], "little")
+            with contextlib.suppress(ValueError):
+                header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
+                found[path] = hashlib.sha256(header + data[end:]).hexdigest()
+    return found
+
+
 def _well(ending: zygote.Ending) -> None:
     if ending.status:
         raise RuntimeError(f"the scene cannot be set: {ending.stdout[-300:]} {ending.stderr[-1500:]}")
 
 
-def spread(count: int, of: int) -> list[int]:
-    """``count`` of the numbers 1 to ``of``, evenly, the first and the last among them; all if there are fewer."""
-    if count >= of:
-        return list(range(1, of + 1))
-    return sorted({1 + round(i * (of - 1) / max(1, count - 1)) for i in range(count)})
+def spread(place: int, of: int) -> int:
+    """One of the numbers 1 to ``of``: the first places are far apart, and all are spread evenly."""
+    return 1 + int(place * GOLDEN % 1 * of)
 
 
 def distinct(writes: Sequence[str]) -> list[int]:
