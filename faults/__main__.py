@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 # The file of each part, which has run(report, scale, seed) and may have RESULTS; the long ones first.
 PARTS = {
     "kills": "kills",
+    "signals": "signals",
     "hyena": "hyena_files",
 }
 LIMIT = 900  # seconds for one part

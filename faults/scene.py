@@ -50,10 +50,11 @@ PASSING = re.compile(r"^logs(/|$)|lock|^out$|\.tmp$|-state\.pt$")  # what is no 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What a run leaves: ``writes`` in order, ``exact`` results by path, which every run makes alike, and the paths of
+    """What a run leaves: ``writes`` in order, how many files it ``opens``, ``exact`` results by path, which every run makes alike, and the paths of
     the ``others`` (times are in them)."""
 
     writes: list[str]
+    opens: int
     exact: dict[str, str]
     others: frozenset[str]
     folder: Path
@@ -84,18 +85,12 @@ class Scene:
         self.inputs |= {name: str(self.root / f"{name}.safetensors") for name in ("hyena", "other")}
         (self.root / "prompts").write_text("a red fox\na blue bird\n")
         _well(zygote.run([self.inputs["model"]], self.root, entry=make_model))
-        prepare = "prepare -m {model} --sizes 64x64 -n 6 --n_held_out 2 --draw_steps 1 -o data"
-        train = "train -m {model} -W 64 -H 64 -b 2 -d {seed} -t IN01 -n 1 --data noise -o made -l made-log -f {name}"
-        lines = [
-            prepare,
-            *(train.replace("{seed}", s).replace("{name}", n) for s, n in (("1", "hyena"), ("2", "other"))),
-        ]
-        for line in lines:
-            _well(zygote.run(self.words(line), self.root, env=self.env))
-            if line is not prepare:
-                (made,) = (self.root / "made").glob("*.safetensors")
-                made.rename(self.root / made.name)
-                shutil.rmtree(self.root / "made")
+        _well(self.run("prepare -m {model} --sizes 64x64 -n 6 --n_held_out 2 --draw_steps 1 -o data", self.root))
+        for seed, name in enumerate(("hyena", "other")):
+            train = f"train -m {{model}} -W 64 -H 64 -b 2 -d {seed} -t IN01 -n 1 --data noise -o made -l made-log"
+            _well(self.run(f"{train} -f {name}", self.root))
+            (self.root / "made" / f"{name}.safetensors").rename(self.root / f"{name}.safetensors")
+            shutil.rmtree(self.root / "made")
 
     def __enter__(self) -> Scene:
         return self
@@ -134,21 +129,20 @@ class Scene:
     def undisturbed(self, command: str) -> Undisturbed:
         """Run once for its writes, and once more to see which results are always the same."""
         if command not in self._finished:
-            log, folders, left = self.root / f"{len(self._finished)}.writes", [], []
-            seconds = 0.0
-            for counted in ([hooks.count_writes(str(log))], []):
+            logs = [self.root / f"{len(self._finished)}.{what}" for what in ("writes", "opens")]
+            folders, left = [], []
+            for hook in (hooks.at_write(0, hooks.nothing, str(logs[0])), hooks.at_open(0, hooks.nothing, str(logs[1]))):
                 folder = self.folder()
                 before = files_in(folder)
-                ending = self.run(command, folder, hooks=counted)
+                ending = self.run(command, folder, hooks=[hook])
                 _well(ending)
-                seconds = ending.seconds
                 left.append({path: held for path, held in results_in(folder).items() if path not in before})
                 folders.append(folder)
             shutil.rmtree(folders[1])
             exact = {path: held for path, held in left[0].items() if left[1].get(path) == held}
             others = frozenset(left[0].keys() & left[1].keys() - exact.keys())
-            writes = log.read_text().splitlines() if log.exists() else []
-            self._finished[command] = Undisturbed(writes, exact, others, folders[0], seconds)
+            writes, opens = (log.read_text().splitlines() for log in logs)
+            self._finished[command] = Undisturbed(writes, len(opens), exact, others, folders[0], ending.seconds)
         return self._finished[command]
 
 
