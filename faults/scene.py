@@ -38,10 +38,10 @@ COMMANDS = {
 GOLDEN = (5**0.5 - 1) / 2
 READERS = {"info": "info {hyena}", "targets": "targets -m {model}"}
 GOES_ON = {"train": "--resume", "train, stage 2": "--resume", "prepare": ""}  # the others: --overwrite, if they refuse
-STRANGERS = ("out/notes.txt", "out/.mine.tmp", "out/.x.safetensors.tmp", "out/theirs/image_000.png", "logs/mine.txt")
+STRANGERS = (
     "out/notes.txt",
     "out/.mine.tmp",
-    "out/.draft.safetensors.tmp",
+    "out/.x.safetensors.tmp",
     "out/theirs/image_000.png",
     "logs/mine.txt",
 )
@@ -50,8 +50,8 @@ PASSING = re.compile(r"^logs(/|$)|lock|^out$|\.tmp$|-state\.pt$")  # what is no 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What a run leaves: ``writes`` in order, how many files it ``opens``, ``exact`` results by path, which every run makes alike, and the paths of
-    the ``others`` (times are in them)."""
+    """What a run leaves: its ``writes`` in order, how many files it ``opens``, results by path: ``exact`` ones, which
+    every run makes alike, and the ``others``, which have times in them."""
 
     writes: list[str]
     opens: int
