@@ -22,6 +22,11 @@ ROOT = Path(__file__).parent.parent
 PARTS = {
     "kills": "kills",
     "signals": "signals",
+    "disks": "disks",
+    "folders": "folders",
+    "pairs": "pairs",
+    "ranks": "ranks",
+    "demo": "demo",
     "hyena": "hyena_files",
 }
 LIMIT = 900  # seconds for one part

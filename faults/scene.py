@@ -134,7 +134,8 @@ class Scene:
             for hook in (hooks.at_write(0, hooks.nothing, str(logs[0])), hooks.at_open(0, hooks.nothing, str(logs[1]))):
                 folder = self.folder()
                 before = files_in(folder)
-                ending = self.run(command, folder, hooks=[hook])
+                more = "--overwrite" if folders and command in COMMANDS.keys() - GOES_ON.keys() else ""
+                ending = self.run(command, folder, more, hooks=[hook])  # some results say how they were asked for
                 _well(ending)
                 left.append({path: held for path, held in results_in(folder).items() if path not in before})
                 folders.append(folder)
