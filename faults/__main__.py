@@ -21,6 +21,13 @@ from .report import Report
 ROOT = Path(__file__).parent.parent
 # The file of each part, which has run(report, scale, seed) and may have RESULTS; the long ones first.
 PARTS = {
+    "kills": "kills",
+    "signals": "signals",
+    "disks": "disks",
+    "folders": "folders",
+    "pairs": "pairs",
+    "ranks": "ranks",
+    "demo": "demo",
     "hyena": "hyena_files",
     "recipes": "recipes",
     "prepared": "prepared",

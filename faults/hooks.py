@@ -25,13 +25,13 @@ def at_write(number: int, action: Action, log: str = "") -> Action:
     return partial(_watch, number, action, log)
 
 
-def count_writes(log: str) -> Action:
-    """A hook that only lists the writes."""
-    return at_write(0, nothing, log)
+def at_open(number: int, action: Action, log: str = "") -> Action:
+    """The same, before it opens the ``number``-th file, whichever it is and for whatever."""
+    return partial(_watch, number, action, log, opens=True)
 
 
-def _watch(number: int, action: Action, log: str) -> None:
-    inside, seen, busy = os.getcwd() + os.sep, 0, False
+def _watch(number: int, action: Action, log: str, opens: bool = False) -> None:
+    inside, seen, busy = "/" if opens else os.getcwd() + os.sep, 0, False
     lines = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) if log else -1
 
     def happened(what: str, *paths: Any) -> None:
@@ -52,11 +52,14 @@ def _watch(number: int, action: Action, log: str) -> None:
     def audit(event: str, args: tuple[Any, ...]) -> None:
         if event == "open":
             path, _, flags = args
-            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
+            if opens or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
                 happened("open", path)
-        elif event in CHANGES:
+        elif event in CHANGES and not opens:
             happened(event, *args[: CHANGES[event]])
 
+    if opens:
+        sys.addaudithook(audit)
+        return
     flush = os.fsync
 
     def fsync(file: Any) -> None:

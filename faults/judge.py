@@ -21,6 +21,7 @@ RAW = re.compile(
 DIRECTIONS = re.compile(
     "[\u202a-\u202e\u2066-\u2069\u200e\u200f\u061c\u2028\u2029\ufeff]"
 )  # they reorder or break what is read
+OURS = re.compile(r"(^|/)\.sd-hyena\.[^/]*\.tmp(/|$)")  # a temporary file that a command may clean up
 TEMPORARY = re.compile(r"(^|/)\.[^/]*\.tmp(/|$)")
 
 
@@ -112,7 +113,7 @@ def files_in(folder: Path | str) -> dict[str, str]:
 def losses(before: Mapping[str, str], after: Mapping[str, str], writes: Collection[str] = ()) -> str:
     """What was there and is gone, or another now without leave."""
     for path, held in before.items():
-        if path not in after and not TEMPORARY.search(path):
+        if path not in after and not OURS.search(path):
             return f"lost: {path}"
         if path in after and after[path] != held and not any(fnmatch.fnmatch(path, each) for each in writes):
             return f"overwritten: {path}"

@@ -10,11 +10,11 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # a fork do
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-import matplotlib  # noqa: E402
-import torch  # noqa: E402 - it reads the environment
-from PIL import Image  # noqa: E402
+import matplotlib
+import torch
+from PIL import Image
 
-import sd_hyena  # noqa: E402
+import sd_hyena
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
