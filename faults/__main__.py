@@ -33,6 +33,10 @@ PARTS = {
     "prepared": "prepared",
     "pictures": "pictures",
     "pickles": "pickles",
+    "models": "models",
+    "options": "options",
+    "trouble": "trouble",
+    "network": "network",
 }
 LIMIT = 900  # seconds for one part
 WELL = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0"}

@@ -4,6 +4,7 @@ be any function, on objects that are there already. (See :mod:`.zygote` for whol
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import select
@@ -92,6 +93,13 @@ def command(argv: Sequence[str], load: bool = True, pipe: Any = None) -> Callabl
         return main([*argv])
 
     return work
+
+
+def say() -> None:
+    """What the product logs goes to standard error as the command line writes it."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("sd-hyena: %(message)s"))
+    logging.getLogger("sd_hyena").addHandler(handler)
 
 
 def judged(ending: Ending, **options: Any) -> str:

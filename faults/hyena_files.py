@@ -102,6 +102,7 @@ def attached(unet: Any, path: Path) -> int:
     from sd_hyena import load_hyena
     from sd_hyena.errors import SdHyenaError, UsageError
 
+    child.say()
     before = _state(unet)
     try:
         names = load_hyena(unet, path)

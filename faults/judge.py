@@ -14,9 +14,8 @@ LINE = 1000  # characters that an error line may have
 # What only a library, or Python, says: of no use to a user, or advice that lets strangers in.
 RAW = re.compile(
     r"Traceback \(most recent call last\)|weights_only|trust_remote_code|_target_device|\(--debug shows where\)"
-    r"|no message|enforce fail|please (?:file|open|report)|object at 0x[0-9a-f]+|\[Errno \d+\]|<class '"
-    r"|TORCH_\w+|Exception in thread|core dumped|Resource temporarily|DefaultCPUAllocator|NoneType",
-    re.IGNORECASE,
+    r"|no message|enforce fail|(?i:please (?:file|open|report))|object at 0x[0-9a-f]+|\[Errno \d+\]|<class '"
+    r"|\bTORCH_[A-Z_]+|Exception in thread|core dumped|DefaultCPUAllocator|NoneType"
 )
 DIRECTIONS = re.compile(
     "[\u202a-\u202e\u2066-\u2069\u200e\u200f\u061c\u2028\u2029\ufeff]"

@@ -82,7 +82,7 @@ def _recipe(path: Path, sound: str, random: Random) -> tuple[str, bool, list[str
 def _prompts(path: Path, sound: str, random: Random) -> tuple[str, bool, list[str]]:
     """The same of a list of prompts."""
     lines = [f"a photograph of a {thing}" for thing in ("cat", "dog", "house", "tree", "ship")]
-    kind = random.choice(("line", "line", "long", "many", "character", "bytes", "bytes", "place"))
+    kind = random.choice((*("line", "character", "bytes", "bytes") * 4, "place", "place", "long", "many"))
     refused = kind in ("place", "character")
     if kind == "place":
         hostile.put_in_place(path, random.choice(hostile.IN_PLACE))
