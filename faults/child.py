@@ -34,7 +34,7 @@ def call(work: Callable[[], int | None], limit: float = 30.0, memory: int = MEMO
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         pid = os.fork()
         if not pid:
-            _be_a_child(work, stdout.fileno(), stderr.fileno(), memory, cwd)
+            _be_a_child(work, stdout.fileno(), stderr.fileno(), limit, memory, cwd)
         handle = os.pidfd_open(pid)
         try:
             in_time = bool(select.select([handle], [], [], limit * PATIENCE)[0])
@@ -47,18 +47,24 @@ def call(work: Callable[[], int | None], limit: float = 30.0, memory: int = MEMO
         for file in (stdout, stderr):
             file.seek(0)
             texts.append(file.read(1 << 22).decode(errors="backslashreplace"))
-    status = os.waitstatus_to_exitcode(code) if in_time else None
-    return Ending(status, texts[0], texts[1], used.ru_utime + used.ru_stime)
+    computed = used.ru_utime + used.ru_stime
+    in_time &= computed <= limit
+    return Ending(os.waitstatus_to_exitcode(code) if in_time else None, texts[0], texts[1], computed)
 
 
-def _be_a_child(work: Callable[[], int | None], stdout: int, stderr: int, memory: int, cwd: Path | None) -> None:
+def _be_a_child(
+    work: Callable[[], int | None], stdout: int, stderr: int, limit: float, memory: int, cwd: Path | None
+) -> None:
     status: Any = 1
     try:
         os.setpgid(0, 0)
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - they are the child's own
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(limit) + 1, int(limit) + 1))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if cwd:
             os.chdir(cwd)

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 HEAVY = re.compile(r"aten\.(convolution|addmm|mm|bmm|baddbmm|.*scaled_dot_product.*attention.*)\.")
 ALLOCATOR = (
-    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate {} "
-    "bytes. Error code 12 (Cannot allocate memory)"
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "{} bytes. Error code 12 (Cannot allocate memory)"
 )
 
 
@@ -26,12 +26,8 @@ class Meddler(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         first = result[0] if isinstance(result, tuple) else result
-        if (
-            HEAVY.match(str(func))
-            and isinstance(first, torch.Tensor)
-            and not first.is_meta
-            and first.is_floating_point()
-        ):
+        computed = isinstance(first, torch.Tensor) and not first.is_meta and first.is_floating_point()
+        if computed and HEAVY.match(str(func)):
             self.count += 1
             self.at(self.count, first)
         return result

@@ -34,8 +34,8 @@ WORDS = (
 )
 # Formats of names that no run may take (point 16).
 FORMATS = (
-    "../x", "/tmp/x", "a/b", "a\\..\\b", "x\x00y", "{n.__class__}", "{n!r:>9}", "{n:>999999999}", "{n:999999999}", "{x}",
-    "{}", "{0}", "{n", "n}", "n" * 300, "", ".", "..", "same", "{n[0]}", "{n:{n}}", "{n:x>99999999d}", "\x1b[31m{n}",
+    "../x", "/tmp/x", "a/b", "a\\..\\b", "x\x00y", "{n.__class__}", "{n!r:>9}", "{n:>999999999}", "{n:999999999}",
+    "{x}", "{}", "{0}", "{n", "n}", "n" * 300, "", ".", "..", "same", "{n[0]}", "{n:{n}}", "{n:x>99999999d}", "\x1b[31m{n}",
 )  # fmt: skip
 # What must be refused before a model is read: command, option, value.
 REFUSED = [
@@ -95,8 +95,9 @@ def flags_of(line: str) -> list[tuple[str, Any]]:
     parser = Parser(prog="x")
     importlib.import_module(f"sd_hyena.cli.{command}").add_arguments(parser)
     for action in list(parser._actions):
+        choices: Any = action.choices
         with contextlib.suppress(AttributeError, TypeError, KeyError):
-            for sub in action.choices[what]._actions:  # type: ignore[call-overload, index, union-attr]
+            for sub in choices[what]._actions:
                 found |= {flag: sub.type or str for flag in sub.option_strings[:1] if sub.nargs is None}
         if action.nargs is None and action.option_strings:
             found[action.option_strings[-1]] = action.type or str

@@ -89,7 +89,10 @@ def payloads() -> dict[str, Any]:
     return {what: Named(module, name, *arguments) for what, (module, name, arguments) in named.items()}
 
 
-class Pickler(pickle._Pickler):  # type: ignore[name-defined] # the one that Python code can extend
+_PYTHONS: Any = vars(pickle)["_Pickler"]  # the one that can be extended
+
+
+class Pickler(_PYTHONS):
     """Writes :class:`Named` by its name, whether there is such a thing or not."""
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:

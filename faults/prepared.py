@@ -183,7 +183,7 @@ def _changed(state: Any, random: Random) -> tuple[str, bool]:
     if random.random() < 0.2 and isinstance(holder, dict):
         holder[hostile.text(random)] = holder.pop(key)
         return "a key", False
-    values = (
+    values: tuple[Any, ...] = (
         None,
         -1,
         1 << 62,
