@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench constraints lowest clean
+.PHONY: demo test lint bench faults constraints lowest clean
 
 demo: $(VENV)/installed
 	$(BIN)/sd-hyena demo --out_dir demo-out --overwrite
@@ -21,6 +21,10 @@ lint: $(VENV)/installed
 # BENCH=--full adds forward and backward at 2048 px.
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/cpu_suite.py $(BENCH)
+
+# FAULTS="hyena --seed 1 --no-page" runs one part; none of it all, and writes docs/faults.md.
+faults: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m faults $(FAULTS)
 
 # Every file is compared with its hash in constraints.txt, but torch: its builds (CPU, CUDA) differ by machine, and which
 # one it is is for pip's own configuration to say. What torch brings for a GPU has no hashes either.
