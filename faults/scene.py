@@ -68,10 +68,11 @@ class Undisturbed:
                 return f"{path} is {'another' if path in found else 'missing'}"
         return next((f"{path} is missing" for path in self.others if path not in found), "")
 
-    def holds(self, found: dict[str, str]) -> str:
-        """What of this run's results is in no file of a folder; "" if all are, whatever their names."""
-        there = set(found.values())
-        return next((path for path, held in self.exact.items() if held not in there), "")
+    def holds(self, folder: Path) -> str:
+        """Which result that is always alike is in no file of a folder, whatever its name; "" if all are there."""
+        there = set(results_in(folder).values())
+        missing = next((path for path, held in self.exact.items() if held not in there), "")
+        return missing and f"exit status 0, but {missing} is nowhere"
 
 
 class Scene:
