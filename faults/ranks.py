@@ -1,5 +1,5 @@
-"""Two processes: one is killed, and the other ends in seconds with a line, the last save intact; mistakes are told once;
-work that is shared is done once and whole."""
+"""Two processes: if one is killed, the other ends in seconds with a line, the last save intact; mistakes are told
+once; work that is shared is done once and whole."""
 
 from __future__ import annotations
 
