@@ -16,7 +16,7 @@ from .scene import GOES_ON, Scene, results_in, spread
 from .zygote import Ending, Hook
 
 SHARED = (*GOES_ON, "generate")
-SOON = 40.0  # s that the other may take, on a busy machine
+SOON, LIMIT = 40.0, 60.0  # s that the other may take, and both together, on a busy machine
 
 
 def run(report: Report, scale: float, seed: int) -> None:
@@ -50,7 +50,7 @@ def together(
         )
         for rank in range(2)
     ]
-    return [each.wait() for each in started]
+    return [each.wait(LIMIT) for each in started]
 
 
 def killed(scene: Scene, command: str, rank: int, draw: random.Random) -> str:
