@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -28,9 +29,18 @@ PARTS = {
     "ranks": "ranks",
     "demo": "demo",
     "hyena": "hyena_files",
+    "recipes": "recipes",
+    "prepared": "prepared",
+    "pictures": "pictures",
+    "pickles": "pickles",
+    "models": "models",
+    "options": "options",
+    "trouble": "trouble",
+    "network": "network",
 }
 LIMIT = 900  # seconds for one part
 WELL = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0"}
+RUNNING: set[int] = set()  # processes of parts, which lead their sessions
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.record:
         run_part(args.parts[0], args.scale, args.seed, args.only).write(args.record)
         return 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     report = run_parts(args.parts or list(PARTS), args.scale, args.seed, args.only, args.jobs)
     for line in report.kinds():
         print(f"FAILED {line}")
@@ -95,11 +107,12 @@ def _in_a_process(part: str, scale: float, seed: int, only: int | None) -> Repor
         child = subprocess.Popen(
             [sys.executable, "-m", "faults", *words], cwd=ROOT, env=environment, start_new_session=True
         )
-        try:
+        RUNNING.add(child.pid)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(LIMIT)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+        RUNNING.discard(child.pid)
+        _kill(child.pid)
+        child.wait()
         if record.exists():
             report = Report.read(record)
             print(f"{part}: {report.seconds[part]:.0f} s, {report.failures} failed", flush=True)
@@ -108,6 +121,17 @@ def _in_a_process(part: str, scale: float, seed: int, only: int | None) -> Repor
     what = f"the campaign itself: {part}"
     report.verdict((), what, f"ended with {child.returncode} and no results", report.again(only))
     return report
+
+
+def _kill(*sessions: int) -> None:
+    for session in sessions:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(session, signal.SIGKILL)
+
+
+def _stop(number: int, frame: object) -> None:
+    _kill(*RUNNING)
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -1,75 +1,54 @@
-"""One trial in a forked process of its own: it may hang, crash or use up its memory."""
+"""One trial in a process of its own, which may hang, crash or use up its memory: a fork of this one, so that work may
+be any function, on objects that are there already. (See :mod:`.zygote` for whole commands.)"""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
+import logging
 import os
 import resource
 import select
 import signal
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from . import warm  # noqa: F401 - what every trial would import again
+from .judge import judge
+from .zygote import Ending
 
 MEMORY = 1 << 30  # bytes that a trial may have beside what it starts with
+PATIENCE = 5
 REACHED = 77  # exit status of a request that was taken: what follows would load a model
 
 
-class Ending(NamedTuple):
-    """How a trial ended. ``status``: None if it was killed after its time, negative if a signal ended it."""
-
-    status: int | None
-    stdout: str
-    stderr: str
-    seconds: float
-
-
-@functools.cache
-def preload() -> None:
-    """Imports once what every command would import again."""
-    from sd_hyena.cli import COMMANDS
-    from sd_hyena.models.quiet import quiet_libraries
-
-    quiet_libraries()
-    for name in COMMANDS:
-        importlib.import_module(f"sd_hyena.cli.{name}")
-    for name in ("diffusers", "transformers", "accelerate", "torch.utils.tensorboard", "matplotlib.pyplot"):
-        importlib.import_module(name)
-    from diffusers import StableDiffusionPipeline  # noqa: F401 - it is imported when it is asked for
-    from PIL import Image
-
-    Image.init()
-
-
 def call(work: Callable[[], int | None], limit: float = 30.0, memory: int = MEMORY, cwd: Path | None = None) -> Ending:
-    """Runs ``work`` in a child of this process for ``limit`` seconds at most; its result is the exit status."""
+    """Runs ``work`` in a child of this process; its result is the exit status. ``limit``: seconds of computing; it is
+    killed after as many times PATIENCE. The ending has its seconds of computing, which others on the machine do not
+    change."""
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        start = time.monotonic()
         pid = os.fork()
         if not pid:
             _be_a_child(work, stdout.fileno(), stderr.fileno(), memory, cwd)
         handle = os.pidfd_open(pid)
         try:
-            in_time = bool(select.select([handle], [], [], limit)[0])
+            in_time = bool(select.select([handle], [], [], limit * PATIENCE)[0])
         finally:
             os.close(handle)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        seconds = time.monotonic() - start
+        _, code, used = os.wait4(pid, 0)
         texts = []
         for file in (stdout, stderr):
             file.seek(0)
             texts.append(file.read(1 << 22).decode(errors="backslashreplace"))
-    return Ending(code if in_time else None, *texts, seconds)
+    status = os.waitstatus_to_exitcode(code) if in_time else None
+    return Ending(status, texts[0], texts[1], used.ru_utime + used.ru_stime)
 
 
 def _be_a_child(work: Callable[[], int | None], stdout: int, stderr: int, memory: int, cwd: Path | None) -> None:
@@ -95,20 +74,38 @@ def _be_a_child(work: Callable[[], int | None], stdout: int, stderr: int, memory
         os._exit(status if isinstance(status, int) else int(status is not None))
 
 
-def command(argv: Sequence[str], load: bool = True) -> Callable[[], int]:
-    """The work of one command line. Unless ``load``, it ends with REACHED where a model's weights would be read."""
+def command(argv: Sequence[str], load: bool = True, pipe: Any = None) -> Callable[[], int]:
+    """The work of one command line. Unless ``load``, it ends with REACHED where a model's weights would be read;
+    ``pipe`` is what reading them gives."""
 
     def work() -> int:
         from sd_hyena import models
         from sd_hyena.cli import main
+        from sd_hyena.distill import trainer
         from sd_hyena.models import layers
 
-        if not load:
+        vars(trainer)["VALIDATION_SAMPLES"] = 2  # which have many batches where a batch is one picture
+        if pipe is not None:
+            vars(models)["load_pipeline"] = lambda *args, **options: pipe
+        elif not load:
             for module, name in ((models, "load_pipeline"), (layers, "read_layers")):
                 setattr(module, name, _reached)
         return main([*argv])
 
     return work
+
+
+def say() -> None:
+    """What the product logs goes to standard error as the command line writes it."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("sd-hyena: %(message)s"))
+    logging.getLogger("sd_hyena").addHandler(handler)
+
+
+def judged(ending: Ending, **options: Any) -> str:
+    """What is wrong with an ending; ``options`` are those of :func:`faults.judge.judge`."""
+    options = {"allowed": (0, 1, 2, REACHED)} | options
+    return judge(ending.status, ending.stdout, ending.stderr, ending.seconds, **options)
 
 
 def _reached(*args: Any, **options: Any) -> None:

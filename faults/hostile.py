@@ -16,15 +16,18 @@ from typing import Any
 
 TEXTS = (
     "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\x9b2J", "a\rb", "a\bb", "a\x00b", "\x7f", "gnp.\u202eexe", "a\u2028b",
-    "\ufeffa", "a\nb", "a\tb", "", " ", "..", "../../etc/passwd", "/etc/passwd", "~", "~nobody", "%s%n", "{0.__class__}",
-    "a" * 100_000, "\U0001f60a" * 300, "e\u0301" * 5000, "nan", "Infinity", "1e999", "-1", "0x10", "None", "null",
-    "<script>alert(1)</script>", "'; DROP TABLE x; --", "$(touch x)", "CON", "[bold red]x[/]", "[/]", "[link=x]y",
+    "\ufeffa", "a\nb", "a\tb", "", " ", "..", "../../etc/passwd", "/etc/passwd", "~", "~nobody", "%s%n",
+    "{0.__class__}", "a" * 100_000, "\U0001f60a" * 300, "e\u0301" * 5000, "nan", "Infinity", "1e999", "-1", "0x10",
+    "None",
+    "null", "<script>alert(1)</script>", "'; DROP TABLE x; --", "$(touch x)", "CON", "[bold red]x[/]", "[/]",
+    "[link=x]y",
 )  # fmt: skip
 # As JSON writes them, since no Python value stands for some.
 VALUES = (
-    "null", "true", "false", "-1", "0", "1", "2", "0.5", "-0.0", "1e308", "1e309", "-1e309", "1e-320", "NaN", "Infinity",
-    "-Infinity", "9223372036854775807", "9223372036854775808", "1000000000", "1000000", "1" * 400, "1" * 5000, "[]",
-    "{}", "[[]]", "[null]", "[-1]", "[0, 0]", '["x"]', '{"x": 1}', "[1, 2, 3, 4, 5, 6, 7, 8, 9]", '"\\ud800"',
+    "null", "true", "false", "-1", "0", "1", "2", "0.5", "-0.0", "1e308", "1e309", "-1e309", "1e-320", "NaN",
+    "Infinity", "-Infinity", "9223372036854775807", "9223372036854775808", "1000000000", "1000000", "1" * 400,
+    "1" * 5000, "[]", "{}", "[[]]", "[null]", "[-1]", "[0, 0]", '["x"]', '{"x": 1}', "[1, 2, 3, 4, 5, 6, 7, 8, 9]",
+    '"\\ud800"',
     '"\\u0000"', "[" * 2000 + "]" * 2000, '{"x": ' * 2000 + "1" + "}" * 2000, f"[{'0, ' * 100_000}0]",
 )  # fmt: skip
 DEEP = 100_000  # brackets, far beyond any stack
@@ -143,7 +146,9 @@ DAMAGE: dict[str, Callable[[bytes, Random], bytes]] = {
 
 def mutated_json(content: Any, random: Random) -> tuple[str, str]:
     """A JSON document with one thing in it changed, as text; and what was done to it."""
-    kind = random.choice(("a value", "a value", "a value", "a key", "a key twice", "left out", "another", "deep", "swapped"))
+    kind = random.choice(
+        ("a value", "a value", "a value", "a key", "a key twice", "left out", "another", "deep", "swapped")
+    )
     whole = json.loads(json.dumps(content))
     places = [place for place in _places(whole) if isinstance(place[0], dict)] or [({"x": whole}, "x")]
     holder, key = random.choice(places if kind in ("a key", "a key twice") else list(_places(whole)) or places)
@@ -159,7 +164,7 @@ def mutated_json(content: Any, random: Random) -> tuple[str, str]:
         holder[key], other[beside] = other[beside], holder[key]
         return kind, json.dumps(whole)
     elif kind == "a key twice":
-        again = f'{json.dumps(holder[key])}, {json.dumps(key)}: {json.dumps(holder[key])}'
+        again = f"{json.dumps(holder[key])}, {json.dumps(key)}: {json.dumps(holder[key])}"
         holder[key] = MARK
         return kind, json.dumps(whole).replace(json.dumps(MARK), again, 1)
     else:

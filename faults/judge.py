@@ -10,13 +10,12 @@ import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-LINE = 700  # characters that an error line may have
+LINE = 1000  # characters that an error line may have
 # What only a library, or Python, says: of no use to a user, or advice that lets strangers in.
 RAW = re.compile(
     r"Traceback \(most recent call last\)|weights_only|trust_remote_code|_target_device|\(--debug shows where\)"
-    r"|no message|enforce fail|please (?:file|open|report)|object at 0x[0-9a-f]+|\[Errno \d+\]|<class '"
-    r"|TORCH_\w+|Exception in thread|core dumped|Resource temporarily|DefaultCPUAllocator|NoneType",
-    re.IGNORECASE,
+    r"|no message|enforce fail|(?i:please (?:file|open|report))|object at 0x[0-9a-f]+|\[Errno \d+\]|<class '"
+    r"|\bTORCH_[A-Z_]+|Exception in thread|core dumped|DefaultCPUAllocator|NoneType"
 )
 DIRECTIONS = re.compile(
     "[\u202a-\u202e\u2066-\u2069\u200e\u200f\u061c\u2028\u2029\ufeff]"
@@ -38,19 +37,22 @@ def judge(
     names: Collection[str] = (),
     writes: Collection[str] = (),
     stray: bool = False,
+    refused: bool = False,
 ) -> str:
     """What is wrong with how a command ended; "" if nothing is.
 
     ``status``: None for one that had to be killed after its time, negative for one that a signal ended. ``names``:
     a failure's last line must hold one of them. ``files_before`` and ``files_after``: of :func:`files_in`; what was
     there must be there still, unchanged but for what one of the patterns ``writes`` matches. ``stray``: temporary
-    files may be left.
+    files may be left. ``refused``: what was asked for must not be done.
     """
     if status is None or seconds > limit:
         return f"hang: {seconds:.1f} s, {limit:.0f} are allowed"
     said = f"said: {stderr.strip()[-300:]}"
     if status not in allowed:
         return f"exit status {status}, not one of {', '.join(map(str, sorted(allowed)))}; {said}"
+    if refused and status not in (1, 2):
+        return f"silent: exit status {status} for what has to be refused; stdout: {stdout.strip()[:200]}; {said}"
     return (
         words(stdout, stderr, failed=status in (1, 2), names=names)
         or (losses(files_before or {}, files_after, writes) if files_after is not None else "")

@@ -78,7 +78,19 @@ def _retyped(header: Header, tensors: bytes, random: Random) -> bytes:
 def _reshaped(header: Header, tensors: bytes, random: Random) -> bytes:
     entry = header[random.choice(_names(header))]
     shape = entry["shape"]
-    shapes = [shape[::-1] + [2], [], [0], [1] * 70, [-1], [1 << 62, 4], [1 << 32, 1 << 32], [*shape, 0], [1.5], "x", None]
+    shapes = [
+        [*shape[::-1], 2],
+        [],
+        [0],
+        [1] * 70,
+        [-1],
+        [1 << 62, 4],
+        [1 << 32, 1 << 32],
+        [*shape, 0],
+        [1.5],
+        "x",
+        None,
+    ]
     entry["shape"] = random.choice(shapes)
     return put_together(header, tensors)
 
@@ -87,7 +99,16 @@ def _moved(header: Header, tensors: bytes, random: Random) -> bytes:
     entry = header[random.choice(_names(header))]
     start, end = entry["data_offsets"]
     big = 1 << 62
-    ways = [[end, start], [start, end + 8], [start + 8, end + 8], [-8, end], [big, big + end - start], [0, 0], [start], None]
+    ways = [
+        [end, start],
+        [start, end + 8],
+        [start + 8, end + 8],
+        [-8, end],
+        [big, big + end - start],
+        [0, 0],
+        [start],
+        None,
+    ]
     entry["data_offsets"] = random.choice([way for way in ways if way != entry["data_offsets"]])
     return put_together(header, tensors)
 
@@ -134,7 +155,9 @@ def _metadata(header: Header, tensors: bytes, random: Random) -> bytes:
 
 
 def _metadata_of_other_types(header: Header, tensors: bytes, random: Random) -> bytes:
-    return put_together(header | {"__metadata__": random.choice((7, [], "x", {"format": 1}, {"format": {"a": "b"}}))}, tensors)
+    return put_together(
+        header | {"__metadata__": random.choice((7, [], "x", {"format": 1}, {"format": {"a": "b"}}))}, tensors
+    )
 
 
 def _within(header: Header, tensors: bytes, random: Random) -> bytes:
