@@ -54,18 +54,22 @@ def together(
 
 
 def killed(scene: Scene, command: str, rank: int, draw: random.Random) -> str:
-    """One is killed at a file that it opens; the other ends soon, and both together go on."""
-    folder, opens = scene.folder(), scene.undisturbed(command).opens
-    before = files_in(folder)
-    number = spread(draw.randrange(1000), opens)
-    endings = together(scene, command, folder, hooks_of={rank: [hooks.at_open(number, hooks.kill)]})
+    """One is killed once they have met: the first at a write, the second at one of the last files that it opens. The
+    other ends soon, and both together go on."""
+    folder, known = scene.folder(), scene.undisturbed(command)
+    before, moment = files_in(folder), draw.randrange(1000)
+    if rank == 0:
+        at = hooks.at_write(spread(moment, len(known.writes)), hooks.kill)
+    else:
+        at = hooks.at_open(known.opens // 2 + spread(moment, known.opens // 2), hooks.kill)
+    endings = together(scene, command, folder, hooks_of={rank: [at]})
     dead, other = endings[rank], endings[1 - rank]
-    wrong = judge(other.status, other.stdout, other.stderr, other.seconds, allowed=(0, 1), limit=SOON)
+    wrong = judge(other.status, other.stdout, other.stderr, other.seconds, allowed=(0, 1), limit=SOON, stray=True)
     wrong = wrong or losses(before, files_in(folder))
     if not wrong and dead.status == -signal.SIGKILL:
         wrong = _finished(scene, command, folder, before, GOES_ON.get(command, "--overwrite"))
     shutil.rmtree(folder)
-    return wrong and f"process {rank} at file {number} of {opens}: {wrong}"
+    return wrong and f"process {rank}, killed, {dead.status}: {wrong}"
 
 
 def undisturbed(scene: Scene, command: str, _: int, draw: random.Random) -> str:

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,14 +76,19 @@ class Undisturbed:
 
 
 class Scene:
-    """The inputs, made once, and folders to work in; a context."""
+    """The inputs, made once, and folders to work in; a context. ``entry`` is run in place of every command."""
 
-    def __init__(self) -> None:
+    def __init__(self, entry: Callable[[list[str]], int] | None = None) -> None:
+        self._entry = entry
         self.root = Path(tempfile.mkdtemp(prefix="faults-scene-"))
         self._finished: dict[str, Undisturbed] = {}
         self.env = {"SD_HYENA_CACHE": str(self.root / "cache"), "COLUMNS": "200"}
         self.inputs = {name: str(self.root / name) for name in ("model", "data", "prompts")}
         self.inputs |= {name: str(self.root / f"{name}.safetensors") for name in ("hyena", "other")}
+        if entry is None:
+            self._make()
+
+    def _make(self) -> None:
         (self.root / "prompts").write_text("a red fox\na blue bird\n")
         _well(zygote.run([self.inputs["model"]], self.root, entry=make_model))
         _well(self.run("prepare -m {model} --sizes 64x64 -n 6 --n_held_out 2 --draw_steps 1 -o data", self.root))
@@ -114,7 +119,7 @@ class Scene:
         return folder
 
     def start(self, command: str, folder: Path, more: str = "", **options: object) -> zygote.Command:
-        options.setdefault("env", self.env)
+        options = {"env": self.env, "entry": self._entry} | options
         return zygote.Command(self.words(command, more), folder, **options)  # type: ignore[arg-type]
 
     def run(self, command: str, folder: Path, more: str = "", **options: object) -> zygote.Ending:
