@@ -98,11 +98,13 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool, options: str = "--ou
 
 
 def make_folder(folder: Path | str) -> Path:
-    """Makes a folder unless it is there. Raises SdHyenaError if it cannot be."""
+    """Makes a folder to write in, unless it is there; what earlier runs left unfinished in it goes. Raises SdHyenaError
+    if it cannot be made."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from None
+    remove_strays(Path(folder))
     return Path(folder)
 
 
@@ -110,8 +112,7 @@ def make_folder(folder: Path | str) -> Path:
 def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     """Makes ``folder`` and holds it for one run, however that ends.
 
-    If another run has it: raises UsageError, or, with ``wait``, says so in a line and waits for it. What earlier runs
-    left unfinished in it goes.
+    If another run has it: raises UsageError, or, with ``wait``, says so in a line and waits for it.
     """
     from filelock import FileLock, Timeout
 
@@ -127,7 +128,6 @@ def locked(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[
     except OSError as error:
         raise cannot_write(folder / LOCK, error) from None
     try:
-        remove_strays(folder)
         yield
     finally:
         lock.release()

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import given_path
-from ..errors import SdHyenaError, UsageError
+from ..errors import UsageError
+from ..files import make_folder
 
 HELP = "what to write: a .safetensors file, or a folder with it, a config and a model card"
 
@@ -34,10 +35,7 @@ def write_out(path: Path, file: Any, overwrite: bool) -> None:
     """Writes a Hyena file to what :func:`check_out` returned. Raises SdHyenaError if it cannot be written."""
     from .display import console
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SdHyenaError(f"{path.parent}: cannot make the folder: {error.strerror}") from None
+    make_folder(path.parent)
     if _is_file(path):
         from ..checkpoint import write
 

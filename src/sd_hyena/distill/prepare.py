@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import interrupts
 from ..errors import SdHyenaError, UsageError
 from ..families import from_text
-from ..files import locked, make_folder, remove_strays
+from ..files import locked, make_folder
 from ..fingerprint import HASH, SAMPLE, distance, exact
 from ..generate.sampling import why_not_finite
 from ..processes import ALONE, Group, Place
@@ -187,7 +187,7 @@ def check_teacher(manifest: Manifest, folder: Path, teacher: dict[str, Any], dty
 def _manifest(plan: Plan, folder: Path, overwrite: bool) -> Manifest:
     """The folder's manifest if it fits the plan, else a new one; stray temporary files go."""
     found = read_manifest(folder)
-    remove_strays(make_folder(folder / SHARDS))
+    make_folder(folder / SHARDS)
     if found is None and not overwrite:
         check_foreign(folder, len(plan.shards))
     try:
