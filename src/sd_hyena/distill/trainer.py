@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 
 from .. import checkpoint
 from ..errors import SdHyenaError, UsageError
@@ -38,6 +36,7 @@ from .results import Progress, Result
 from .settings import TrainSettings
 from .state import Average, load_state, save_state
 from .students import Students, configure, pretrained_layers
+from .updates import Updates, anywhere
 
 VALIDATION_SAMPLES = 64
 MAX_OVERFLOWS = 40
@@ -147,7 +146,17 @@ class Trainer:
                 accelerator.scaler.load_state_dict(state["scaler"])
             self.average.load_state_dict(state["average"])
         self.stage = stage
-        self.model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
+        model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
+        losses, size = self._layer_losses, s.batch_size
+        if stage == 2:
+            losses, size = self._joint.losses, s.finetune_batch_size or s.batch_size
+        self.updates = Updates(
+            s, accelerator, self.students, model, self.optimizer, self.scheduler, losses, size, self.seed, self.files
+        )
+
+    def _layer_losses(self, model: torch.nn.Module, step: int, positions: Sequence[int]) -> Losses:
+        records = self.reuse.training(step, positions)
+        return layer_losses(model(records), records, self.variances)
 
     def _finish(self, step: int) -> dict[str, dict[str, float]]:
         """Saves after a stage's last step, or after the one that a signal stopped, and measures what is done."""
@@ -224,9 +233,9 @@ class Trainer:
         previous = {number: signal.signal(number, self._on_signal) for number in numbers}
         overflows = 0
         try:
-            while step < last and not self._anywhere(bool(self._signal)):
+            while step < last and not anywhere(self.accelerator, bool(self._signal)):
                 lr = self.scheduler.get_last_lr()[0]
-                losses = self._update(step)
+                losses = self.updates.update(step)
                 if self.accelerator.optimizer_step_was_skipped:  # float16 overflow: the loss scale was lowered
                     overflows += 1
                     if overflows > MAX_OVERFLOWS:
@@ -254,66 +263,6 @@ class Trainer:
             raise KeyboardInterrupt
         self._signal = number
         self.on_phase("stopping after this step (once more: at once)")
-
-    def _update(self, step: int) -> tuple[float, dict[str, float], dict[str, float], dict[str, float]]:
-        """One update; the loss, per layer relative error and mean squared error, and the loss's terms, averaged
-        over the global batch."""
-        s, accelerator = self.settings, self.accelerator
-        parts = s.gradient_accumulation_steps
-        size = s.batch_size if self.stage == 1 else s.finetune_batch_size or s.batch_size
-        sums: list[dict[str, Tensor]] = [{}, {}, {}, {}]
-        for part in range(parts):
-            start = (part * accelerator.num_processes + accelerator.process_index) * size
-            with accelerator.accumulate(self.model):
-                losses = self._losses(step, range(start, start + size))
-                accelerator.backward(losses.total)
-                seen = {"loss": losses.total.detach()}, losses.errors, losses.mse, losses.parts
-                for total, values in zip(sums, seen, strict=True):
-                    for name, value in values.items():
-                        total[name] = total.get(name, 0) + value.detach() / parts
-                if accelerator.sync_gradients:
-                    self._check_finite(step, "loss", sums[1] | sums[3])
-                    self._check_finite(step, "gradient", self._clip_gradients())
-                self.optimizer.step()
-                self.scheduler.step()
-                self.optimizer.zero_grad()
-        loss, errors, mse, terms = (self._over_processes(values) for values in sums)
-        return loss["loss"], errors, mse, terms
-
-    def _losses(self, step: int, positions: range) -> Losses:
-        self.students.leave_out(self.settings.branch_dropout, self.seed, step)
-        with self.accelerator.autocast():
-            if self.stage == 2:
-                return self._joint.losses(self.model, step, positions)
-            records = self.reuse.training(step, positions)
-            return layer_losses(self.model(records), records, self.variances)
-
-    def _over_processes(self, values: dict[str, Tensor]) -> dict[str, float]:
-        return {name: self.accelerator.reduce(value, "mean").item() for name, value in values.items()}
-
-    def _clip_gradients(self) -> dict[str, Tensor]:
-        """Limits each layer's gradient on its own, so that one layer's trouble is not the others'. Returns
-        the norms to be checked: none in float16, where Accelerate's loss scaling expects some overflows."""
-        self.accelerator.unscale_gradients(self.optimizer)
-        limit = self.settings.max_grad_norm or math.inf
-        layers = self.students.items()
-        norms = {name: torch.nn.utils.clip_grad_norm_(operator.parameters(), limit) for name, operator in layers}
-        return {} if self.accelerator.scaler is not None else norms
-
-    def _anywhere(self, flag: bool) -> bool:
-        """Whether ``flag`` is set in any process: all must act on it together, or the others would wait."""
-        if self.accelerator.num_processes == 1:
-            return flag
-        return self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum").item() > 0
-
-    def _check_finite(self, step: int, what: str, values: dict[str, Tensor]) -> None:
-        bad = [name for name, value in values.items() if not math.isfinite(value.item())]
-        if self._anywhere(bool(bad)):
-            bad = bad or ["another process"]
-            last = f"; the last good file is {self.files[-1]}" if self.files else ""
-            raise SdHyenaError(
-                f"the {what} of {', '.join(bad)} is not finite at step {step + 1} (seed {self.seed}): lower --lr{last}"
-            )
 
     # -- measuring and saving -----------------------------------------------------------------------
 
