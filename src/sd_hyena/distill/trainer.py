@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list
 from .. import checkpoint
 from ..errors import SdHyenaError, UsageError
 from ..fingerprint import exact
+from ..machine import Batches, OutOfMemory, is_out_of_memory
 from ..names import used_fields
 from ..nn import OperatorConfig, build
 from ..targets import find_targets, select
@@ -36,7 +37,7 @@ from .results import Progress, Result
 from .settings import TrainSettings
 from .state import Average, load_state, save_state
 from .students import Students, configure, pretrained_layers
-from .updates import Updates, anywhere
+from .updates import Updates, anywhere, what_to_lower
 
 VALIDATION_SAMPLES = 64
 MAX_OVERFLOWS = 40
@@ -76,6 +77,9 @@ class Trainer:
         self.grid = (settings.height // factor, settings.width // factor)
         self.latents = [(height // factor, width // factor) for width, height in settings.training_sizes()]
         self.global_batch = settings.batch_size * accelerator.num_processes
+        lower = what_to_lower(settings)
+        self.passes = Batches(self.global_batch, "in the teacher's passes", lower)
+        self.measured = Batches(settings.batch_size, "while measuring", lower)
         self.configs = self._configure()
         self._signal = 0
         self.files: list[Path] = []
@@ -96,7 +100,7 @@ class Trainer:
             self._check_same_run(state)
         self.identity["pictures"] = self._prepare_inputs()
         self.students = self._make_students(started_from=state)
-        self.variances = self.lessons.variances(self.global_batch)
+        self.variances = self.lessons.variances(self.global_batch, self.passes)
         step = 0
         if state is not None:
             self._check_same_run(state)
@@ -123,7 +127,7 @@ class Trainer:
         self.reuse.forget()
         assert self.pictures is not None
         if self.lessons is not self.pictures:  # what the layers are held to is real from here on
-            self.variances = self.pictures.variances(self.global_batch)
+            self.variances = self.pictures.variances(self.global_batch, self.passes)
         model = StudentUNet(self.students, self.pipe.unet, self.targets, s.gradient_checkpointing)
         self._joint = JointStage(s, self.pipe, self.pictures.data, self.seed, self.targets, self.variances)
         self._enter(model, 2, state)
@@ -146,13 +150,16 @@ class Trainer:
                 accelerator.scaler.load_state_dict(state["scaler"])
             self.average.load_state_dict(state["average"])
         self.stage = stage
-        model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
+        self.optimizer, self.scheduler = accelerator.prepare(optimizer, scheduler)
         losses, size = self._layer_losses, s.batch_size
         if stage == 2:
             losses, size = self._joint.losses, s.finetune_batch_size or s.batch_size
         self.updates = Updates(
-            s, accelerator, self.students, model, self.optimizer, self.scheduler, losses, size, self.seed, self.files
-        )
+            s, accelerator, self.students, model, self.optimizer, self.scheduler, losses, size, self.seed, self.files,
+            self.reuse.forget,
+        )  # fmt: skip
+        if state is not None:
+            self.updates.batches.size = state.get("micro_batch_size", size)  # earlier versions kept none
 
     def _layer_losses(self, model: torch.nn.Module, step: int, positions: Sequence[int]) -> Losses:
         records = self.reuse.training(step, positions)
@@ -216,10 +223,15 @@ class Trainer:
             batches = []
             if self.settings.init == "teacher":
                 self.on_phase("fitting the operators' start to the teacher's attention")
-                batches = self.lessons.first(self.global_batch)
-            for name, operator in operators.items():
-                operator.to(self.accelerator.device)
-                operator.start_from(self.attentions[name], [(batch[name].x, batch[name].size) for batch in batches])
+                batches = self.lessons.first(self.global_batch, self.passes)
+            try:
+                for name, operator in operators.items():
+                    operator.to(self.accelerator.device)
+                    operator.start_from(self.attentions[name], [(batch[name].x, batch[name].size) for batch in batches])
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise OutOfMemory("out of memory while fitting the start: use --init projections") from error
+                raise
         for operator in operators.values():
             operator.unfold()
         return Students(operators, self.attentions).to(self.accelerator.device)
@@ -235,7 +247,7 @@ class Trainer:
         try:
             while step < last and not anywhere(self.accelerator, bool(self._signal)):
                 lr = self.scheduler.get_last_lr()[0]
-                losses = self.updates.update(step)
+                loss, errors, mse, parts = self.updates.update(step)
                 if self.accelerator.optimizer_step_was_skipped:  # float16 overflow: the loss scale was lowered
                     overflows += 1
                     if overflows > MAX_OVERFLOWS:
@@ -244,7 +256,6 @@ class Trainer:
                 overflows = 0
                 step += 1
                 self.average.update()
-                loss, errors, mse, parts = losses
                 on_noise = self.stage == 1 and s.learns_from_noise
                 self.on_progress(Progress(step, s.total_steps, loss, errors, mse, lr, parts, on_noise))
                 if step < last and s.save_every_n_steps and step % s.save_every_n_steps == 0:
@@ -275,12 +286,17 @@ class Trainer:
 
     def _measure(self, students: Students) -> dict[str, dict[str, float]]:
         distances = {t.name: Distance() for t in self.targets}
-        for positions in self.measuring.held_out_batches(VALIDATION_SAMPLES, self.settings.batch_size):
+
+        def measure(positions: Sequence[int]) -> dict[str, Distance]:
             records = self.measuring.held_out(positions)
             with self.accelerator.autocast():
                 outputs = students(records)
-            for name, y in outputs.items():
-                distances[name].add(y, records[name].y)
+            return {name: Distance.of(y, records[name].y) for name, y in outputs.items()}
+
+        for positions in self.measuring.held_out_batches(VALIDATION_SAMPLES, self.settings.batch_size):
+            for found in self.measured.run(measure, positions):
+                for name, distance in found.items():
+                    distances[name].merge(distance)
         students.train()
         return {name: distance.figures() for name, distance in distances.items()}
 
@@ -296,6 +312,7 @@ class Trainer:
             {
                 "step": step,
                 "stage": self.stage,
+                "micro_batch_size": self.updates.batches.size,
                 "seed": self.seed,
                 "settings": json.dumps(asdict(self.settings)),
                 "identity": json.dumps(self.identity),
@@ -310,6 +327,8 @@ class Trainer:
     def _save_weights(self, step: int, figures: dict[str, dict[str, float]]) -> None:
         measured_on = self.settings.measured_on
         training = asdict(self.settings) | {"seed": self.seed, "step": step, "measure_on": measured_on}
+        if self.updates.batches.size < self.updates.batch_size:
+            training["micro_batch_size"] = self.updates.batches.size
         operators = dict(self.students.items())
         each = "t" in used_fields(self.settings.name_format)
         groups = [[name] for name in operators] if each else [list(operators)]
