@@ -3,12 +3,10 @@
 import shlex
 
 import pytest
-import torch
 from accelerate import Accelerator
 from out_of_memory import fail
 from safetensors.torch import load_file
 
-from sd_hyena import checkpoint
 from sd_hyena.cli import main
 from sd_hyena.distill.logbook import Logbook
 from sd_hyena.distill.students import Students
@@ -60,5 +58,10 @@ def test_micro_batches_halve_and_the_result_stays(tmp_path, model, unhurried, mo
     fail(monkeypatch, Accelerator, "backward", lambda number, *args: number == 7, kind, after=True)
     assert train(tmp_path / "out", model, "--finetune_steps", "1") == 0
     print(caplog.text)
-    print([distance(unhurried / f"Hyena-{n:05d}.safetensors", tmp_path / "out" / f"Hyena-{n:05d}.safetensors") for n in (1, 2, 3)])
+    print(
+        [
+            distance(unhurried / f"Hyena-{n:05d}.safetensors", tmp_path / "out" / f"Hyena-{n:05d}.safetensors")
+            for n in (1, 2, 3)
+        ]
+    )
     assert 0

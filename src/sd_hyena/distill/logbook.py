@@ -10,6 +10,8 @@ import numpy as np
 from accelerate import Accelerator
 
 from ..generate.sampling import NotFiniteError, sample
+from ..generate.sparing import Sparing
+from ..machine import OutOfMemory, is_out_of_memory, let_go
 from ..patch import attach, detach
 from .results import Progress, Result
 from .students import Students
@@ -56,8 +58,12 @@ class Logbook:
                 self._teacher_row = self._draw()
             attach(self.pipe.unet, {name: copy.deepcopy(operator) for name, operator in students.items()})
             row = self._draw()
-        except NotFiniteError as error:  # no reason to lose a run
-            logger.warning("no pictures in the log at step %d: %s", step, error)
+        except Exception as error:  # no reason to lose a run
+            if not (isinstance(error, NotFiniteError | OutOfMemory) or is_out_of_memory(error)):
+                raise
+            let_go(error)
+            reason = error if isinstance(error, NotFiniteError) else "out of memory"
+            logger.warning("no pictures in the log at step %d: %s", step, reason)
             return
         finally:
             detach(self.pipe.unet)
@@ -68,5 +74,6 @@ class Logbook:
     def _draw(self) -> np.ndarray:
         height, width = self.size
         options = {"height": height, "width": width, "num_inference_steps": self.steps, "guidance_scale": 5.0}
-        images = sample(self.pipe, self.prompts, range(len(self.prompts)), **options)
+        with Sparing(self.pipe, offload=False) as sparing:  # training has the UNet where it is
+            images = sample(self.pipe, self.prompts, range(len(self.prompts)), sparing, **options)
         return np.concatenate([np.asarray(image) for image in images], axis=1)

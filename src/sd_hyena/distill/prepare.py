@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..errors import SdHyenaError, UsageError
 from ..families import from_text
 from ..fingerprint import HASH, SAMPLE, distance, exact
 from ..generate.sampling import why_not_finite
+from ..machine import Batches
 from .data import Dataset, open_prepared
 from .encode import encode, prompt_states
 from .plan import SHARD, Item, Plan, plan_drawings
@@ -59,6 +61,15 @@ def prepare(
     with locked(folder, LOCK, "prepare", wait):
         manifest = _manifest(plan, folder, overwrite)
         done = 0
+        batches = Batches(batch_size, "while making pictures", "--width and --height, or --sizes")
+
+        def make(size: tuple[int, int], items: Sequence[Item]) -> Tensor:
+            nonlocal done
+            latents = _make(pipe, plan, size, items)
+            done += len(items)
+            on_progress(done, plan.n_items)
+            return latents
+
         for number, (size, items) in enumerate(plan.shards):
             if number < len(manifest.shards):
                 wrong = damage(folder, manifest.shards[number])
@@ -67,12 +78,7 @@ def prepare(
                     continue
                 logger.warning("%s: %s: making it anew", folder / shard_name(number), wrong)
             on_progress(done, plan.n_items)
-            parts = []
-            for start in range(0, len(items), batch_size):
-                parts.append(_make(pipe, plan, size, items[start : start + batch_size]))
-                on_progress(done + min(start + batch_size, len(items)), plan.n_items)
-            done += len(items)
-            latents = torch.cat(parts).float().cpu()
+            latents = torch.cat(batches.run(partial(make, size), items)).float().cpu()
             if not latents.isfinite().all():
                 raise SdHyenaError(f"{shard_name(number)}: latents are not finite: {why_not_finite(pipe)}")
             prompts = list(dict.fromkeys(["", *(item.prompt for item in items)]))

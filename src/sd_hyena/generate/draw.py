@@ -23,6 +23,7 @@ from ..sources import hyena_path
 from .hires import draw_stages, pipelines
 from .sampling import NotFiniteError
 from .settings import GenerateSettings
+from .sparing import Sparing
 from .stages import hires_fields, hyena_fields
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def check_stack(files: Sequence[str], layers: Sequence[Sequence[str]]) -> None:
 def draw_sweep(pipe: Any, settings: GenerateSettings, seed: int, model_hash: str) -> Iterator[Drawn]:
     """Draws and saves every image of the sweep, entry by entry; the same seeds for every entry."""
     paths, entries, plan = settings.plan(), settings.entries(), pipelines(pipe, settings)
+    sparing = Sparing(pipe)  # what is done to save memory stays
     with_hyena = [stage for stage, _ in plan if stage.hyena]
     for files in entries:  # every file is checked against the model before the first picture is drawn
         attach_entry(pipe, files, settings)
@@ -81,7 +83,7 @@ def draw_sweep(pipe: Any, settings: GenerateSettings, seed: int, model_hash: str
             started = time.perf_counter()
             prompts = [settings.prompt] * len(seeds)
             try:
-                images = draw_stages(plan, settings, prompts, seeds)
+                images = draw_stages(plan, settings, prompts, seeds, sparing)
             except NotFiniteError as error:
                 raise SdHyenaError(f"{'+'.join(files) or 'plain model'}, seed {seeds[0]}: {error}") from None
             seconds = (time.perf_counter() - started) / len(seeds)
