@@ -17,6 +17,8 @@ from sd_hyena.cli import main
 
 SMALL = shlex.split("-m demo -W 64 -H 64 -b 2 -r 1e-3 -d 3 --n_images 6 --n_held_out 4 --draw_steps 2")
 
+SHORT = Path(__file__).parents[1] / "out_of_memory.py"
+
 
 def train(folder, *options):
     return main(["train", *SMALL, "-o", str(folder), "-l", str(folder.parent / "logs"), *map(str, options)])
@@ -396,19 +398,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
         checkpoint.load(file)
 
 
+@pytest.mark.reliability(14)
 def test_two_processes_teach_the_same_as_one(tmp_path):
-    """Two gloo processes with half the batch each: the same global batch, the same result, in both stages."""
+    """Two gloo processes with half the batch each: the same global batch, the same result, in both stages, though one
+    of them runs out of memory."""
     options = (
         "-W 64 -H 64 -t IN01,OUT10 -r 1e-3 -d 3 -n 6 -s 0 --n_images 6 --n_held_out 4 --draw_steps 2 --reuse 2 "
         "--lr_scheduler constant --lr_warmup_steps 0 --finetune_steps 3"
     )
     common = ["train", "-m", "demo", *options.split(), "-l", str(tmp_path / "logs")]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sd_hyena"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SHORT)]
     figures = []
     for name, start, batch in (("one", ["-m", "sd_hyena"], "4"), ("two", launch, "2")):
         command = [sys.executable, *start, *common, "-b", batch, "-o", str(tmp_path / name)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=250)
         assert done.returncode == 0, done.stdout + done.stderr
+        halved = (
+            "out of memory at step 1: micro-batches of 1 x 2 instead of 2 x 1 from here; the effective batch stays 4"
+        )
+        assert done.stderr.count(halved) == (name == "two")
         files = [checkpoint.load(tmp_path / name / f"Hyena-{step:05d}.safetensors") for step in (6, 9)]
         figures.append([layer.figures for file in files for layer in file.layers.values()])
     for one, two in zip(*figures, strict=True):
