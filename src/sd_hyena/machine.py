@@ -13,19 +13,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from .errors import SdHyenaError
+from .errors import OutOfMemory, is_out_of_memory
 
 LIBRARIES = ("diffusers", "torchmetrics", "xformers", "flash-attn", "tomesd", "triton")
 
-# What allocators say that raise no error of a kind of their own: PyTorch's on a CPU, CUDA and its libraries.
-_SIGNS = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "alloc_failed")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
-
-
-class OutOfMemory(SdHyenaError):
-    """Memory did not suffice for the least that can be done at once; the message says what to lower."""
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -58,23 +52,13 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error is some library's way to say that memory has run out, a GPU's or the machine's."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    if not isinstance(error, RuntimeError) or isinstance(error, SdHyenaError):
-        return False
-    return any(sign in str(error).lower() for sign in _SIGNS)
-
-
 def let_go(error: BaseException | None) -> None:
     """Frees what a failed attempt still holds, in the frames of its traceback and in the allocator's cache."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 class Batches:

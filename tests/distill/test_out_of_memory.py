@@ -19,9 +19,9 @@ from sd_hyena.distill.prepare import prepare
 from sd_hyena.distill.prepare_settings import PrepareSettings
 from sd_hyena.distill.shards import shard_name
 from sd_hyena.distill.students import Students
+from sd_hyena.errors import OutOfMemory
 from sd_hyena.fingerprint import fingerprint
 from sd_hyena.generate.samplers import with_usable_scheduler
-from sd_hyena.machine import OutOfMemory
 from sd_hyena.models import load_pipeline, locate
 from sd_hyena.nn.states import States
 

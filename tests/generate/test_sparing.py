@@ -12,12 +12,12 @@ from PIL import Image
 
 from sd_hyena import patch
 from sd_hyena.cli import main
-from sd_hyena.errors import SdHyenaError
+from sd_hyena.errors import OutOfMemory, SdHyenaError, is_out_of_memory
 from sd_hyena.generate import sparing
 from sd_hyena.generate.sampling import sample_latents
 from sd_hyena.generate.sparing import Sparing
 from sd_hyena.generate.switching import hyena_range
-from sd_hyena.machine import Batches, OutOfMemory, is_out_of_memory
+from sd_hyena.machine import Batches
 from sd_hyena.models import load_pipeline, locate
 from sd_hyena.nn import OperatorConfig, build
 from sd_hyena.targets import find_targets

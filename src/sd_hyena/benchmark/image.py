@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from .. import patch
 from ..config import OperatorChoices, OperatorConfig
-from ..errors import SdHyenaError
+from ..errors import SdHyenaError, is_out_of_memory
 from ..hyena_attention import HyenaAttention
-from ..machine import free_memory, is_out_of_memory, let_go
+from ..machine import free_memory, let_go
 from ..nn import Operator, build
 from ..nn.teacher import projections_of
 from ..targets import Target, find_targets

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import SdHyenaError
-from ..machine import free_memory, is_out_of_memory
+from ..errors import SdHyenaError, is_out_of_memory
+from ..machine import free_memory
 from .kinds import KINDS, Kind, Shape
 from .memory import peak_of_call
 from .timing import Timing, interleaved, stopwatch

@@ -9,7 +9,7 @@ import os
 import sys
 
 from .. import __version__
-from ..errors import SdHyenaError, UsageError
+from ..errors import SdHyenaError, UsageError, is_out_of_memory
 from ..ops import environment
 from ..texts import check_text, shortened
 from .parser import Parser
@@ -78,6 +78,9 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             print(f"sd-hyena: {shortened(str(error.filename))}: {error.strerror}", file=sys.stderr)
             return 2
+        if is_out_of_memory(error):
+            print("sd-hyena: out of memory: lower what is asked for at a time (--debug shows where)", file=sys.stderr)
+            return 1
         reason = " ".join(str(error).split()) or "no message"
         print(f"sd-hyena: {type(error).__name__}: {reason} (--debug shows where)", file=sys.stderr)
         return 1

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from ..errors import OutOfMemory, is_out_of_memory
 from ..generate.sampling import NotFiniteError, sample
 from ..generate.sparing import Sparing
-from ..machine import OutOfMemory, is_out_of_memory, let_go
+from ..machine import let_go
 from ..patch import attach, detach
 from .results import Progress, Result
 from .students import Students

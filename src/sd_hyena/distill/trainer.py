@@ -22,9 +22,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from .. import checkpoint
-from ..errors import SdHyenaError, UsageError
+from ..errors import OutOfMemory, SdHyenaError, UsageError, is_out_of_memory
 from ..fingerprint import exact
-from ..machine import Batches, OutOfMemory, is_out_of_memory
+from ..machine import Batches
 from ..names import used_fields
 from ..nn import OperatorConfig, build
 from ..targets import find_targets, select

@@ -14,8 +14,8 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ..errors import SdHyenaError
-from ..machine import Batches, OutOfMemory, is_out_of_memory
+from ..errors import OutOfMemory, SdHyenaError, is_out_of_memory
+from ..machine import Batches
 from .losses import Losses
 from .settings import TrainSettings
 from .students import Students

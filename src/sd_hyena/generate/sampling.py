@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,8 +43,6 @@ def sample_latents(
         options |= from_text(pipe, options.get("width", 512), options.get("height", 512))
     negatives = options.get("negative_prompt") or [""] * len(prompts)
     parts = [count(pipe, *pair) for pair in zip(prompts, negatives, strict=True)]
-    own_size = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    sides = options["image"][0].size if "image" in options else [options.get(n, own_size) for n in ("width", "height")]
     drawn: dict[int, tuple[Image.Image, Tensor]] = {}
     for size in sorted(set(parts)):  # those that are alike are drawn together
 
@@ -60,9 +58,18 @@ def sample_latents(
             return list(zip(images, kept["latents"], strict=True))
 
         rows = [i for i, n in enumerate(parts) if n == size]
-        drawn |= zip(rows, sparing.draw(rows, max(sides), draw), strict=True)
+        drawn |= zip(rows, sparing.draw(rows, _longer_side(pipe, options), draw), strict=True)
     images, latents = zip(*(drawn[i] for i in range(len(prompts))), strict=True)
     return list(images), torch.stack(latents)
+
+
+def _longer_side(pipe: Any, options: Mapping[str, Any]) -> int:
+    """Of the pictures that are drawn, in px."""
+    if "image" in options:
+        return max(options["image"][0].size)
+    return max(
+        options.get(side) or pipe.unet.config.sample_size * pipe.vae_scale_factor for side in ("width", "height")
+    )
 
 
 def _keep_finite(kept: dict[str, Tensor]) -> Any:

@@ -15,7 +15,8 @@ from typing import Any, Self, TypeVar
 
 from torch import nn
 
-from ..machine import OutOfMemory, is_out_of_memory, let_go
+from ..errors import OutOfMemory, is_out_of_memory
+from ..machine import let_go
 from ..placement import device_of
 
 # Attention in slices computes what these do; other processors do something of their own, and stay.
