@@ -1,15 +1,25 @@
-"""What something was measured on, and how much memory it has left."""
+"""What something was measured on, how much memory it has left, and what to do when that runs out."""
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
+import logging
 import platform
+import traceback
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from .errors import OutOfMemory, is_out_of_memory
+
 LIBRARIES = ("diffusers", "torchmetrics", "xformers", "flash-attn", "tomesd", "triton")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -40,6 +50,51 @@ def free_memory(device: torch.device) -> int:
     import psutil
 
     return psutil.virtual_memory().available
+
+
+def let_go(error: BaseException | None) -> None:
+    """Frees what a failed attempt still holds, in the frames of its traceback and in the allocator's cache."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+class Batches:
+    """Work in batches of at most ``size``, which halves, for good, whenever memory runs out.
+
+    ``what`` the work is and what to ``lower`` where there is no room for a single one: for messages.
+    """
+
+    def __init__(self, size: int, what: str, lower: str) -> None:
+        self.size, self.what, self.lower = size, what, lower
+
+    def run(self, work: Callable[[Sequence[Item]], Result], items: Sequence[Item]) -> list[Result]:
+        """``work`` on all items, in their order, batch by batch. Raises OutOfMemory if one alone is too much."""
+        results: list[Result] = []
+        start = 0
+        while start < len(items):
+            batch = items[start : start + self.size]
+            failure = None
+            try:
+                results.append(work(batch))
+                start += len(batch)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = error
+            if failure is not None:
+                self.halve(failure, len(batch))
+                logger.warning("out of memory %s: %d at a time from here", self.what, self.size)
+        return results
+
+    def halve(self, failure: BaseException | None, count: int) -> None:
+        """After a batch of ``count`` was too large. Raises OutOfMemory if that was one."""
+        let_go(failure)
+        if count == 1:
+            raise OutOfMemory(f"out of memory {self.what}, one at a time: lower {self.lower}") from failure
+        self.size = (count + 1) // 2
 
 
 def settle(device: str) -> None:

@@ -3,11 +3,16 @@
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import run_unet
+from out_of_memory import CPU as CPU_LINE
+from out_of_memory import GPU
 
 from sd_hyena.benchmark import kinds, measure, memory, report
+from sd_hyena.benchmark.image import attention_entry, measure_image
 from sd_hyena.benchmark.kinds import Shape
 from sd_hyena.benchmark.measure import Limits, Row, crossover, measure_sizes
 from sd_hyena.benchmark.timing import Timing, interleaved
@@ -49,16 +54,40 @@ def test_what_would_not_fit_is_skipped_with_a_line(monkeypatch):
     assert rows[1].timing
 
 
+@pytest.mark.reliability(14)
 def test_running_out_of_memory_is_a_line(monkeypatch):
     def attend(q, k, v):
         if q.shape[2] > 64:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError(CPU_LINE)
         return v
 
     monkeypatch.setattr("sd_hyena.benchmark.kinds.softmax_attention", attend)
     rows = measure_sizes(shape_at, [128], ["naive", "linear-elu"], Limits(1, 0))
     assert rows[0].note == "skipped: out of memory"
     assert rows[1].timing
+
+
+@pytest.mark.reliability(14)
+@pytest.mark.parametrize("calls", [1, 3])
+def test_an_entry_that_runs_out_of_memory_costs_the_others_nothing(unet, monkeypatch, calls):
+    """In its check, or while it is timed."""
+    entries, failed = [attention_entry("sdpa"), attention_entry("naive")], []
+
+    def generate(steps):
+        naive = (
+            type(unet.mid_block.attentions[0].transformer_blocks[0].attn1.get_processor()).__name__ == "AttnProcessor"
+        )
+        failed.append(naive)
+        if naive and sum(failed) == calls:
+            raise torch.OutOfMemoryError(GPU)
+        run_unet(unet)
+
+    pipe = SimpleNamespace(unet=unet, vae_scale_factor=8)
+    rows = measure_image(pipe, entries, generate, (128, 128), 1, 2, 1)
+    assert [row.note for row in rows] == ["", "skipped: out of memory"]
+    assert rows[0].seconds
+    assert rows[1].seconds is None
+    assert sum(failed) == calls
 
 
 def test_what_fails_in_a_rival_is_a_line_and_in_ours_a_failure(monkeypatch):

@@ -340,7 +340,7 @@ def test_nothing_is_overwritten_unasked(files, capsys):
         ("convert a.safetensors -o x.ckpt", 2, "--out x.ckpt: a Hyena file ends in .safetensors"),
         ("convert a.safetensors -o damaged", 2, "damaged is a file: give a folder"),
         ("convert a.safetensors -o folder.safetensors", 2, "folder.safetensors is a folder"),
-        ("convert a.safetensors -o damaged/x.safetensors", 1, "damaged: cannot make the folder"),
+        ("convert a.safetensors -o damaged/x.safetensors", 1, "damaged: cannot write"),
         ("convert plain -o x.safetensors", 1, "plain: the folder has no hyena.safetensors"),
         ("info plain", 1, "plain: the folder has no hyena.safetensors"),
     ],

@@ -431,8 +431,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, monkeypatch):
 
 SHARED = """
 import os, sys
+import pytest
+from out_of_memory import fail
 from sd_hyena.cli import main
+from sd_hyena.distill.students import Students
 
+if os.environ["RANK"] == "1":  # has room for one picture at a time
+    room = lambda number, self, records: len(next(iter(records.values())).x) > 1
+    fail(pytest.MonkeyPatch(), Students, "forward", room)
 with open(f"pid{os.environ['RANK']}", "w") as file:
     file.write(str(os.getpid()))
 for command in open("commands").read().splitlines():
@@ -462,6 +468,7 @@ def test_two_processes_do_the_same_as_one_and_end_together(tmp_path, monkeypatch
         (folder / "commands").write_text("\n".join(COMMANDS).format(batch=batch))
     (two / "run.py").write_text(SHARED)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "run.py"]
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), os.pathsep)
     process = subprocess.Popen(launch, cwd=two, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(two / "trained" / ".train-state.pt", process)  # of the first stage's end
     wait_for(two / "trained" / "Hyena-00009.safetensors", process)
@@ -470,7 +477,12 @@ def test_two_processes_do_the_same_as_one_and_end_together(tmp_path, monkeypatch
     assert time.time() - started < 20
     assert process.returncode == 1
     assert [line for line in output.splitlines() if line.startswith("sd-hyena:")] == [
-        "sd-hyena: another process of this run has ended, and so does this one; what is written stays (train: --resume)"
+        "sd-hyena: out of memory at step 1: micro-batches of 1 x 2 instead of 2 x 1 from here; the effective batch "
+        "stays 4",
+        "sd-hyena: out of memory at step 7: micro-batches of 1 x 2 instead of 2 x 1 from here; the effective batch "
+        "stays 4",
+        "sd-hyena: another process of this run has ended, and so does this one; what is written stays "
+        "(train: --resume)",
     ]
     assert "gloo" not in output
     assert not (two / "trained" / "Hyena-00036.safetensors").exists()

@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from out_of_memory import fail
 from torch import nn
 
 from sd_hyena import patch
@@ -111,6 +112,22 @@ def test_the_teachers_own_attention_has_no_error(pipe, inputs):
     distances = compare(teacher, draw(pipe, PROMPTS, [0, 1], **options))
     assert distances.psnr == [MAX_PSNR, MAX_PSNR]
     assert max(distances.latent) < 1e-8
+
+
+@pytest.mark.reliability(14)
+def test_errors_are_the_same_in_smaller_calls(pipe, inputs, monkeypatch, caplog):
+    """The third call, and whatever has more samples than one from then on, runs out of memory."""
+    wanted = TeacherSweep(pipe, inputs, {"scaled": stands(pipe, lambda y: 1.1 * y)})
+    guided = wanted.unet_errors(5.0)
+    fail(monkeypatch, pipe.unet, "forward", lambda n, sample, *_, **__: n > 1 and len(sample) > 2)
+    again = TeacherSweep(pipe, inputs, {"scaled": stands(pipe, lambda y: 1.1 * y)})
+    assert caplog.messages == [f"out of memory while measuring errors: {n} at a time from here" for n in (2, 1)]
+    for name in LAYERS:
+        got, expected = again.layers["scaled"][name], wanted.layers["scaled"][name]
+        assert got["relative_error"] == pytest.approx(expected["relative_error"], rel=1e-3)
+    for a, b in zip(wanted.predictions, again.predictions, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert again.unet_errors(5.0).keys() == guided.keys()
 
 
 def test_a_constant_scores_1_in_every_band(pipe, inputs):

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from conftest import DEVICE, TensorBytes, assert_close, trained
+from out_of_memory import ERRORS, fail
 
 from sd_hyena.config import OperatorConfig
 from sd_hyena.errors import UsageError
@@ -134,14 +135,17 @@ def test_a_kernel_that_breaks_later_is_left_too(monkeypatch, caplog):
     assert len(caplog.records) == 1
 
 
+@pytest.mark.reliability(14)
 @pytest.mark.usefixtures("_triton")
-def test_running_out_of_memory_is_not_hidden(monkeypatch):
-    def full(call):
-        raise torch.OutOfMemoryError("no room")
-
-    monkeypatch.setattr(gpu, "run", full)
-    with pytest.raises(torch.OutOfMemoryError):
-        mixing.mix(make_call((13, 4), 2, 16, None))
+@pytest.mark.parametrize("kind", ERRORS)
+def test_running_out_of_memory_is_not_hidden(monkeypatch, caplog, kind):
+    call = make_call((13, 4), 2, 16, None)
+    with monkeypatch.context() as patched:
+        fail(patched, gpu, "run", kind=kind)
+        with pytest.raises(type(ERRORS[kind]())):
+            mixing.mix(call)
+    assert_close("plain", exact(call), mixing.mix(call), 2e-6)
+    assert not caplog.messages  # and is no reason to leave the kernels
 
 
 def test_paths_are_chosen_by_what_they_refuse(monkeypatch, caplog):

@@ -169,7 +169,7 @@ def _latents(
         shape = len(prompts), pipe.unet.config.in_channels, settings.height // factor, settings.width // factor
         return torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
     phase(f"drawing {len(prompts)} pictures to look at")
-    options = {"num_inference_steps": settings.steps, "guidance_scale": settings.cfg_scale}
+    options: dict[str, Any] = {"num_inference_steps": settings.steps, "guidance_scale": settings.cfg_scale}
     options |= {"width": settings.width, "height": settings.height}
     return draw(pipe, prompts, range(settings.seed, settings.seed + len(prompts)), progress, **options).latents
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from .. import patch
 from ..config import OperatorChoices, OperatorConfig
-from ..errors import SdHyenaError
+from ..errors import SdHyenaError, is_out_of_memory
 from ..hyena_attention import HyenaAttention
-from ..machine import free_memory
+from ..machine import free_memory, let_go
 from ..nn import Operator, build
 from ..nn.teacher import projections_of
 from ..targets import Target, find_targets
@@ -140,25 +140,41 @@ def measure_image(
         row.note = _reason_to_skip(pipe, entry, size, images)
         if row.note:
             continue
-        row.replaced = entry.prepare(pipe)
-        with _checked(pipe.unet) as errors:
-            generate(1)
-        row.error = max(errors.values(), default=None)
+        with _room_for(row):
+            row.replaced = entry.prepare(pipe)
+            with _checked(pipe.unet) as errors:
+                generate(1)
+            row.error = max(errors.values(), default=None)
     for turn in range(repeats):
         for entry, row in zip(entries, rows, strict=True):
             if row.note:
                 continue
             phase(f"{entry.name}: generation {turn + 1} of {repeats}")
-            entry.prepare(pipe)
-            with _Run.of(pipe.unet, device) as run:
-                generate(steps)
-            runs[entry.name].append(run)
+            with _room_for(row):
+                entry.prepare(pipe)
+                with _Run.of(pipe.unet, device) as run:
+                    generate(steps)
+                runs[entry.name].append(run)
     patch.detach(pipe.unet)
     for row in rows:
-        if runs[row.entry]:
+        if runs[row.entry] and not row.note:
             _fill(row, runs[row.entry], images)
     _compare(rows)
     return rows
+
+
+@contextmanager
+def _room_for(row: ImageRow) -> Iterator[None]:
+    """Notes it if memory runs out within: drawn with less, an entry would be timed as another one than it is."""
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        row.note, failure = "skipped: out of memory", error
+    if failure is not None:
+        let_go(failure)
 
 
 def _reason_to_skip(pipe: Any, entry: Entry, size: tuple[int, int], images: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import SdHyenaError
+from ..errors import SdHyenaError, is_out_of_memory
 from ..machine import free_memory
 from .kinds import KINDS, Kind, Shape
 from .memory import peak_of_call
@@ -128,8 +128,7 @@ def measure(
 
 def _reason_for(error: Exception, kind: Kind, fatal: bool) -> str:
     """What a row says of a kind that failed. With ``fatal``, raises what is no other's fault than ours."""
-    memory = isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "allocate" in str(error))
-    if memory and not isinstance(error, SdHyenaError):  # on a CPU its text is the only sign of it
+    if is_out_of_memory(error):
         return "skipped: out of memory"
     if fatal and (kind.family == "hyena" or not isinstance(error, RuntimeError) or isinstance(error, SdHyenaError)):
         raise error

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import __version__, interrupts, processes
-from ..errors import SdHyenaError, UsageError
+from ..errors import SdHyenaError, UsageError, is_out_of_memory
 from ..ops import environment
 from ..texts import check_text, shortened
 from .parser import Parser
@@ -92,6 +92,9 @@ def _run(run: Callable[[dict[str, Any]], int], args: dict[str, Any], alone: bool
             return 2
         if processes.lost(error):
             _say("another process of this run has ended, and so does this one; what is written stays (train: --resume)")
+            return 1
+        if is_out_of_memory(error):
+            _say("out of memory: lower what is asked for at a time (--debug shows where)")
             return 1
         reason = " ".join(str(error).split()) or "no message"
         _say(f"{type(error).__name__}: {reason} (--debug shows where)")

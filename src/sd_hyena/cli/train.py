@@ -137,7 +137,6 @@ def _accelerator(settings: TrainSettings, device: str) -> Any:
         torch.cuda.set_device(device)
     return Accelerator(
         mixed_precision=settings.mixed_precision,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
         log_with="tensorboard",
         project_dir=settings.log_dir,
         cpu=device == "cpu",

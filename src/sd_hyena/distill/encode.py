@@ -46,8 +46,10 @@ def encode(pipe: Any, paths: Sequence[Path], size: tuple[int, int]) -> Tensor:
     if dtype == torch.float16 and getattr(config, "force_upcast", False):  # it overflows in half precision
         vae.to(torch.float32)
     pixels = torch.stack([read_image(path, size) for path in paths])
-    latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean.float()
-    vae.to(dtype)
+    try:
+        latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean.float()
+    finally:
+        vae.to(dtype)
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and std is not None:
         shift, scale = (torch.tensor(v, device=latents.device).view(1, -1, 1, 1) for v in (mean, std))

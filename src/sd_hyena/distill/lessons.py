@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..machine import Batches
 from ..targets import Target
 from .capture import Captured, capture
 from .data import Dataset, TeacherInputs
@@ -28,13 +30,14 @@ class Lessons(ABC):
     def training(self, number: int, positions: Sequence[int]) -> Records:
         """What training pass ``number`` teaches, made now."""
 
-    def first(self, batch_size: int) -> list[Records]:
-        """Two passes that are never trained on, and that every process and every resumption shares."""
-        return [self.training(number, range(batch_size)) for number in FIRST]
+    def first(self, count: int, batches: Batches) -> list[Records]:
+        """Two passes of ``count`` positions that are never trained on, and that every process and every resumption
+        shares."""
+        return [_joined(batches.run(partial(self.training, number), range(count))) for number in FIRST]
 
-    def variances(self, batch_size: int) -> dict[str, float]:
+    def variances(self, count: int, batches: Batches) -> dict[str, float]:
         """What each layer's loss is divided by."""
-        first = self.first(batch_size)
+        first = self.first(count, batches)
         return {name: sum(variance(records[name].y) for records in first) / len(first) for name in first[0]}
 
     @abstractmethod
@@ -137,6 +140,17 @@ class Reuse:
     def forget(self) -> None:
         """Lets go of the passes that are kept."""
         self._kept = {}
+
+
+def _joined(parts: Sequence[Records]) -> Records:
+    """The records of several batches as those of one."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = {name: [part[name] for part in parts] for name in parts[0]}
+    return {
+        name: Captured(torch.cat([r.x for r in each]), torch.cat([r.y for r in each]), each[0].size)
+        for name, each in columns.items()
+    }
 
 
 def _hash(key: str) -> int:

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from ..errors import OutOfMemory, is_out_of_memory
 from ..files import cannot_write
 from ..finite import damaged_weight
 from ..generate.sampling import NotFiniteError, sample
+from ..generate.sparing import Sparing
+from ..machine import let_go
 from ..patch import attach, detach
 from .results import Progress, Result
 from .students import Students
@@ -64,11 +67,15 @@ class Logbook:
                 self._teacher_row = self._draw()
             attach(self.pipe.unet, {name: copy.deepcopy(operator) for name, operator in students.items()})
             row = self._draw()
-        except NotFiniteError as error:
+        except Exception as error:  # no reason to lose a run, unless the teacher itself is damaged
             detach(self.pipe.unet)
-            if damaged_weight(self.pipe):  # the teacher's own; else it is no reason to lose a run
+            not_finite = isinstance(error, NotFiniteError)
+            if not_finite and damaged_weight(self.pipe):
                 raise
-            logger.warning("no pictures in the log at step %d: %s", step, error)
+            if not (not_finite or isinstance(error, OutOfMemory) or is_out_of_memory(error)):
+                raise
+            let_go(error)
+            logger.warning("no pictures in the log at step %d: %s", step, error if not_finite else "out of memory")
             return
         finally:
             detach(self.pipe.unet)
@@ -91,5 +98,6 @@ class Logbook:
     def _draw(self) -> np.ndarray:
         height, width = self.size
         options = {"height": height, "width": width, "num_inference_steps": self.steps, "guidance_scale": 5.0}
-        images = sample(self.pipe, self.prompts, range(len(self.prompts)), **options)
+        with Sparing(self.pipe, offload=False) as sparing:  # training has the UNet where it is
+            images = sample(self.pipe, self.prompts, range(len(self.prompts)), sparing, **options)
         return np.concatenate([np.asarray(image) for image in images], axis=1)

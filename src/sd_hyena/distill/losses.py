@@ -53,15 +53,27 @@ class Distance:
         self.error = self.product = self.student_square = self.teacher_square = 0.0
         self.teacher_sum: Tensor | float = 0.0
 
+    @classmethod
+    def of(cls, student: Tensor, teacher: Tensor) -> Distance:
+        """That of one batch, both (B, L, D)."""
+        s, t = student.double(), teacher.double()
+        found = cls()
+        found.count = t.shape[0] * t.shape[1]
+        found.error = (s - t).square().sum().item()
+        found.product = (s * t).sum().item()
+        found.student_square = s.square().sum().item()
+        found.teacher_square = t.square().sum().item()
+        found.teacher_sum = t.sum((0, 1))
+        return found
+
+    def merge(self, other: Distance) -> None:
+        """Takes in what ``other`` has of further batches."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
     def add(self, student: Tensor, teacher: Tensor) -> None:
         """Takes in one batch, both (B, L, D)."""
-        s, t = student.double(), teacher.double()
-        self.count += t.shape[0] * t.shape[1]
-        self.error += (s - t).square().sum().item()
-        self.product += (s * t).sum().item()
-        self.student_square += s.square().sum().item()
-        self.teacher_square += t.square().sum().item()
-        self.teacher_sum = self.teacher_sum + t.sum((0, 1))
+        self.merge(Distance.of(student, teacher))
 
     def figures(self) -> dict[str, float]:
         """``relative_error``, and ``cosine`` of the outputs as vectors."""

@@ -22,6 +22,7 @@ from ..families import from_text
 from ..files import locked, make_folder
 from ..fingerprint import HASH, SAMPLE, distance, exact
 from ..generate.sampling import why_not_finite
+from ..machine import Batches
 from ..processes import ALONE, Group, Place
 from .data import Dataset, check_fits, open_prepared
 from .encode import encode, prompt_states
@@ -56,6 +57,7 @@ def prepare(
         manifest = _manifest(plan, folder, overwrite) if place.is_main else Manifest({}, 0)
         known = group.agree(lambda: [asdict(shard) for shard in manifest.shards])
         done, new = 0, {}
+        batches = Batches(batch_size, "while making pictures", "--width and --height, or --sizes")
 
         def report(further: int) -> None:
             on_progress(done + further, plan.n_items)
@@ -71,7 +73,7 @@ def prepare(
                     logger.warning("%s: %s: making it anew", folder / shard_name(number), wrong)
                 report(0)
                 with interrupts.unit("shard of pictures"):  # until the manifest has it
-                    yield number, asdict(_make_shard(pipe, plan, folder, number, batch_size, report))
+                    yield number, asdict(_make_shard(pipe, plan, folder, number, batches, report))
 
         for number, entry in group.gather(own()):
             done += len(plan.shards[number][1])
@@ -95,15 +97,19 @@ def _entry(fields: dict[str, Any]) -> Shard:
 
 
 def _make_shard(
-    pipe: Any, plan: Plan, folder: Path, number: int, batch_size: int, on_done: Callable[[int], None]
+    pipe: Any, plan: Plan, folder: Path, number: int, batches: Batches, on_done: Callable[[int], None]
 ) -> Shard:
     """Draws or encodes a shard's pictures and writes it; ``on_done`` is told how many of them are made."""
-    size, items = plan.shards[number]
-    parts = []
-    for start in range(0, len(items), batch_size):
-        parts.append(_make(pipe, plan, size, items[start : start + batch_size]))
-        on_done(min(start + batch_size, len(items)))
-    latents = torch.cat(parts).float().cpu()
+    (size, items), made = plan.shards[number], 0
+
+    def make(part: Sequence[Item]) -> Tensor:
+        nonlocal made
+        latents = _make(pipe, plan, size, part)
+        made += len(part)
+        on_done(made)
+        return latents
+
+    latents = torch.cat(batches.run(make, items)).float().cpu()
     if not latents.isfinite().all():
         raise SdHyenaError(f"{shard_name(number)}: latents are not finite: {why_not_finite(pipe)}")
     prompts = list(dict.fromkeys(["", *(item.prompt for item in items)]))

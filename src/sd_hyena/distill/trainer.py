@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 
 from .. import checkpoint, interrupts
 from ..arguments import shown
-from ..errors import SdHyenaError, UsageError
+from ..errors import OutOfMemory, SdHyenaError, UsageError, is_out_of_memory
 from ..files import Claim
 from ..fingerprint import exact
 from ..hyena_file import Origin, gather
+from ..machine import Batches
 from ..names import used_fields
 from ..nn import OperatorConfig, build
 from ..processes import Place
@@ -41,6 +40,7 @@ from .resume import read_state, restore, resuming
 from .settings import TrainSettings
 from .state import STATE, Average, save_state
 from .students import Students, configure, pretrained_layers
+from .updates import Updates, anywhere, what_to_lower
 
 VALIDATION_SAMPLES = 64
 MAX_OVERFLOWS = 40
@@ -80,6 +80,9 @@ class Trainer:
         self.grid = (settings.height // factor, settings.width // factor)
         self.latents = [(height // factor, width // factor) for width, height in settings.training_sizes()]
         self.global_batch = settings.batch_size * accelerator.num_processes
+        lower = what_to_lower(settings)
+        self.passes = Batches(self.global_batch, "in the teacher's passes", lower)
+        self.measured = Batches(settings.batch_size, "while measuring", lower)
         self.configs = self._configure()
         self._signal = 0
         self.files: list[Path] = []
@@ -108,7 +111,7 @@ class Trainer:
             self._check_same_run(state)
         self.identity["pictures"] = self._prepare_inputs()
         self.students = self._make_students(started_from=state)
-        self.variances = self.lessons.variances(self.global_batch)
+        self.variances = self.lessons.variances(self.global_batch, self.passes)
         step = 0
         if state is not None:
             self._check_same_run(state)
@@ -138,7 +141,7 @@ class Trainer:
         self.reuse.forget()
         assert self.pictures is not None
         if self.lessons is not self.pictures:  # what the layers are held to is real from here on
-            self.variances = self.pictures.variances(self.global_batch)
+            self.variances = self.pictures.variances(self.global_batch, self.passes)
         model = StudentUNet(self.students, self.pipe.unet, self.targets, s.gradient_checkpointing)
         self._joint = JointStage(s, self.pipe, self.pictures.data, self.seed, self.targets, self.variances)
         self._enter(model, 2, state)
@@ -160,7 +163,20 @@ class Trainer:
                 if accelerator.scaler is not None and state["scaler"]:
                     accelerator.scaler.load_state_dict(state["scaler"])
         self.stage = stage
-        self.model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
+        self.optimizer, self.scheduler = accelerator.prepare(optimizer, scheduler)
+        losses, size = self._layer_losses, s.batch_size
+        if stage == 2:
+            losses, size = self._joint.losses, s.finetune_batch_size or s.batch_size
+        self.updates = Updates(
+            s, accelerator, self.students, model, self.optimizer, self.scheduler, losses, size, self.seed, self.files,
+            self.reuse.forget,
+        )  # fmt: skip
+        if state is not None:
+            self.updates.batches.size = state.get("micro_batch_size", size)  # earlier versions kept none
+
+    def _layer_losses(self, model: torch.nn.Module, step: int, positions: Sequence[int]) -> Losses:
+        records = self.reuse.training(step, positions)
+        return layer_losses(model(records), records, self.variances)
 
     def _finish(self, step: int) -> dict[str, dict[str, float]]:
         """Measures what a stage came to, unless a signal stopped it."""
@@ -219,10 +235,15 @@ class Trainer:
             batches = []
             if self.settings.init == "teacher":
                 self.on_phase("fitting the operators' start to the teacher's attention")
-                batches = self.lessons.first(self.global_batch)
-            for name, operator in operators.items():
-                operator.to(self.accelerator.device)
-                operator.start_from(self.attentions[name], [(batch[name].x, batch[name].size) for batch in batches])
+                batches = self.lessons.first(self.global_batch, self.passes)
+            try:
+                for name, operator in operators.items():
+                    operator.to(self.accelerator.device)
+                    operator.start_from(self.attentions[name], [(batch[name].x, batch[name].size) for batch in batches])
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise OutOfMemory("out of memory while fitting the start: use --init projections") from error
+                raise
         for operator in operators.values():
             operator.unfold()
         return Students(operators, self.attentions).to(self.accelerator.device)
@@ -233,9 +254,9 @@ class Trainer:
         """Trains to step ``last``, or until a signal asks for the end, and saves."""
         s, overflows = self.settings, 0
         with interrupts.deferred("step") as asked:
-            while step < last and not self._anywhere(bool(asked())):
+            while step < last and not anywhere(self.accelerator, bool(asked())):
                 lr = self.scheduler.get_last_lr()[0]
-                losses = self._update(step)
+                loss, errors, mse, parts = self.updates.update(step)
                 if self.accelerator.optimizer_step_was_skipped:  # float16 overflow: the loss scale was lowered
                     overflows += 1
                     if overflows > MAX_OVERFLOWS:
@@ -244,7 +265,6 @@ class Trainer:
                 overflows = 0
                 step += 1
                 self.average.update()
-                loss, errors, mse, parts = losses
                 on_noise = self.stage == 1 and s.learns_from_noise
                 self.on_progress(Progress(step, s.total_steps, loss, errors, mse, lr, parts, on_noise))
                 if step < last and s.save_every_n_steps and step % s.save_every_n_steps == 0:
@@ -257,66 +277,6 @@ class Trainer:
             self._save(step, {})
         return step
 
-    def _update(self, step: int) -> tuple[float, dict[str, float], dict[str, float], dict[str, float]]:
-        """One update; the loss, per layer relative error and mean squared error, and the loss's terms, averaged
-        over the global batch."""
-        s, accelerator = self.settings, self.accelerator
-        parts = s.gradient_accumulation_steps
-        size = s.batch_size if self.stage == 1 else s.finetune_batch_size or s.batch_size
-        sums: list[dict[str, Tensor]] = [{}, {}, {}, {}]
-        for part in range(parts):
-            start = (part * accelerator.num_processes + accelerator.process_index) * size
-            with accelerator.accumulate(self.model):
-                losses = self._losses(step, range(start, start + size))
-                accelerator.backward(losses.total)
-                seen = {"loss": losses.total.detach()}, losses.errors, losses.mse, losses.parts
-                for total, values in zip(sums, seen, strict=True):
-                    for name, value in values.items():
-                        total[name] = total.get(name, 0) + value.detach() / parts
-                if accelerator.sync_gradients:
-                    self._check_finite(step, "loss", sums[1] | sums[3])
-                    self._check_finite(step, "gradient", self._clip_gradients())
-                self.optimizer.step()
-                self.scheduler.step()
-                self.optimizer.zero_grad()
-        loss, errors, mse, terms = (self._over_processes(values) for values in sums)
-        return loss["loss"], errors, mse, terms
-
-    def _losses(self, step: int, positions: range) -> Losses:
-        self.students.leave_out(self.settings.branch_dropout, self.seed, step)
-        with self.accelerator.autocast():
-            if self.stage == 2:
-                return self._joint.losses(self.model, step, positions)
-            records = self.reuse.training(step, positions)
-            return layer_losses(self.model(records), records, self.variances)
-
-    def _over_processes(self, values: dict[str, Tensor]) -> dict[str, float]:
-        return {name: self.accelerator.reduce(value, "mean").item() for name, value in values.items()}
-
-    def _clip_gradients(self) -> dict[str, Tensor]:
-        """Limits each layer's gradient on its own, so that one layer's trouble is not the others'. Returns
-        the norms to be checked: none in float16, where Accelerate's loss scaling expects some overflows."""
-        self.accelerator.unscale_gradients(self.optimizer)
-        limit = self.settings.max_grad_norm or math.inf
-        layers = self.students.items()
-        norms = {name: torch.nn.utils.clip_grad_norm_(operator.parameters(), limit) for name, operator in layers}
-        return {} if self.accelerator.scaler is not None else norms
-
-    def _anywhere(self, flag: bool) -> bool:
-        """Whether ``flag`` is set in any process: all must act on it together, or the others would wait."""
-        if self.accelerator.num_processes == 1:
-            return flag
-        return self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum").item() > 0
-
-    def _check_finite(self, step: int, what: str, values: dict[str, Tensor]) -> None:
-        bad = [name for name, value in values.items() if not math.isfinite(value.item())]
-        if self._anywhere(bool(bad)):
-            bad = bad or ["another process"]
-            last = f"; the last good file is {self.files[-1]}" if self.files else ""
-            raise SdHyenaError(
-                f"the {what} of {', '.join(bad)} is not finite at step {step + 1} (seed {self.seed}): lower --lr{last}"
-            )
-
     # -- measuring and saving -----------------------------------------------------------------------
 
     @torch.no_grad()
@@ -328,12 +288,17 @@ class Trainer:
 
     def _measure(self, students: Students) -> dict[str, dict[str, float]]:
         distances = {t.name: Distance() for t in self.targets}
-        for positions in self.measuring.held_out_batches(VALIDATION_SAMPLES, self.settings.batch_size):
+
+        def measure(positions: Sequence[int]) -> dict[str, Distance]:
             records = self.measuring.held_out(positions)
             with self.accelerator.autocast():
                 outputs = students(records)
-            for name, y in outputs.items():
-                distances[name].add(y, records[name].y)
+            return {name: Distance.of(y, records[name].y) for name, y in outputs.items()}
+
+        for positions in self.measuring.held_out_batches(VALIDATION_SAMPLES, self.settings.batch_size):
+            for found in self.measured.run(measure, positions):
+                for name, distance in found.items():
+                    distances[name].merge(distance)
         students.train()
         return {name: distance.figures() for name, distance in distances.items()}
 
@@ -349,6 +314,7 @@ class Trainer:
             {
                 "step": step,
                 "stage": self.stage,
+                "micro_batch_size": self.updates.batches.size,
                 "seed": self.seed,
                 "settings": json.dumps(asdict(self.settings)),
                 "identity": json.dumps(self.identity),
@@ -363,6 +329,8 @@ class Trainer:
     def _save_weights(self, step: int, figures: dict[str, dict[str, float]]) -> None:
         measured_on = self.settings.measured_on
         training = asdict(self.settings) | {"seed": self.seed, "step": step, "measure_on": measured_on}
+        if self.updates.batches.size < self.updates.batch_size:
+            training["micro_batch_size"] = self.updates.batches.size
         operators = dict(self.students.items())
         for path, names in self._paths(step).items():
             origins = {name: Origin(figures.get(name, {}), self.teacher, training) for name in names}

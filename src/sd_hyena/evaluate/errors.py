@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..finite import is_finite, why_not_finite
 from ..generate.sampling import NotFiniteError
 from ..nn import Operator
 from ..targets import find_targets
-from .inputs import HeldOut
+from .inputs import HeldOut, Inputs
 
 Figures = dict[str, Any]
 
@@ -63,17 +64,25 @@ class TeacherSweep:
             label: {name: defaultdict(Distance) for name in layers} for label, layers in operators.items()
         }
         self.predictions: list[Tensor] = []
+
+        def look(batch: Inputs) -> tuple[Tensor, list[tuple[Distance, Distance]]]:
+            """The teacher's prediction, and what is to be taken in by which distance."""
+            prediction, found = _predict(pipe, batch.call), []
+            for label, student in students.items():
+                for name, y in student(records).items():
+                    found.append((distances[label][name].bands[batch.band], Distance.of(y, records[name].y)))
+                for name, operator in student.items():
+                    for branch in operator.branches:
+                        with _left_out(operator, branch):
+                            y = student.run(name, records[name])
+                        found.append((without[label][name][branch], Distance.of(y, records[name].y)))
+            return prediction, found
+
         with torch.no_grad(), capture(pipe.unet, needed) as records:
-            for number, batch in enumerate(inputs):
-                self.predictions.append(_predict(pipe, batch.call))
-                for label, student in students.items():
-                    for name, y in student(records).items():
-                        distances[label][name].add(batch.band, y, records[name].y)
-                    for name, operator in student.items():
-                        for branch in operator.branches:
-                            operator.off = branch
-                            without[label][name][branch].add(student.run(name, records[name]), records[name].y)
-                        operator.off = ""
+            for number, (_, parts) in enumerate(inputs.each(look)):
+                self.predictions.append(_joined([prediction for prediction, _ in parts]))
+                for distance, more in [pair for _, found in parts for pair in found]:
+                    distance.merge(more)
                 progress(number + 1, len(inputs))
         self.layers: dict[str, dict[str, Figures]] = {
             label: {
@@ -94,11 +103,12 @@ class TeacherSweep:
         """
         count = len(self.inputs.edges)
         results = {"conditional": BandDistance(count)} | ({"guided": BandDistance(count)} if guidance > 1 else {})
-        for batch, teacher in zip(self.inputs, self.predictions, strict=True):
-            student = _predict(self.pipe, batch.call)
+        students = self.inputs.each(lambda batch: _predict(self.pipe, batch.call))
+        for (band, parts), teacher in zip(students, self.predictions, strict=True):
+            student = _joined(parts)
             for name, distance in results.items():
                 weight = guidance if name == "guided" else 1.0
-                distance.add(batch.band, *(_tokens(_combine(p.float(), weight)) for p in (student, teacher)))
+                distance.add(band, *(_tokens(_combine(p.float(), weight)) for p in (student, teacher)))
         return {name: distance.figures() for name, distance in results.items()}
 
 
@@ -107,6 +117,20 @@ def _predict(pipe: Any, call: dict[str, Any]) -> Tensor:
     if not is_finite(prediction):
         raise NotFiniteError(f"the UNet's prediction is not finite: {why_not_finite(pipe)}")
     return prediction
+
+
+@contextlib.contextmanager
+def _left_out(operator: Operator, branch: str) -> Iterator[None]:
+    operator.off = branch
+    try:
+        yield
+    finally:
+        operator.off = ""
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Predictions of parts of a batch, each with the prompts and then without, as that of all of it."""
+    return torch.cat([half for halves in zip(*(p.chunk(2) for p in parts), strict=True) for half in halves])
 
 
 def _combine(prediction: Tensor, guidance: float) -> Tensor:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..families import encode_prompt, unet_call
+from ..machine import Batches
 
 BATCH = 4  # samples a call; each counts twice, with its prompt and without
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -50,13 +52,24 @@ class HeldOut:
         self.pipe, self.latents, self.prompts, self.samples = pipe, latents, list(prompts), samples
         self.noising = DDPMScheduler.from_config(pipe.scheduler.config)
         self.edges = band_edges(self.noising.config.num_train_timesteps, bands)
+        self._batches = Batches(BATCH, "while measuring errors", "--width and --height, or give --layer_samples 0")
         self._texts = {} if states is None else dict.fromkeys(prompts, states)
 
     def __iter__(self) -> Iterator[Inputs]:
         """All calls, band by band."""
+        for _, (batch,) in self.each(lambda batch: batch):
+            yield batch
+
+    def each(self, work: Callable[[Inputs], Result]) -> Iterator[tuple[int, list[Result]]]:
+        """Bands, and what ``work`` returns for each call; for its parts, where memory does not suffice for all of
+        it. Raises OutOfMemory if it does not for one sample."""
         for band in range(len(self.edges)):
+
+            def part(positions: Sequence[int], band: int = band) -> Result:
+                return work(Inputs(band, self._call(band, positions)))
+
             for start in range(0, self.samples, BATCH):
-                yield Inputs(band, self._call(band, range(start, min(start + BATCH, self.samples))))
+                yield band, self._batches.run(part, range(start, min(start + BATCH, self.samples)))
 
     def __len__(self) -> int:
         return len(self.edges) * -(-self.samples // BATCH)

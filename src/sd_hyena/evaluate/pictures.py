@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..generate.sampling import sample_latents
+from ..generate.sparing import Sparing
 
 MAX_PSNR = 100.0  # dB; what identical pictures count as, so that means stay finite
 BATCH = 4
@@ -56,12 +57,13 @@ def draw(
     prompts: Sequence[str],
     seeds: Sequence[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    sparing: Sparing | None = None,
     **options: Any,
 ) -> Drawing:
     """Draws every prompt with the UNet as it stands; picture i depends on prompt i and seed i alone.
 
     ``options`` go to the pipeline (size, steps, guidance). ``progress`` is told how many pictures of how many are
-    done.
+    done; ``sparing`` as in :func:`..generate.sampling.sample`.
     """
     images: list[Image.Image] = []
     latents: list[Tensor] = []
@@ -69,7 +71,7 @@ def draw(
     for start in range(0, len(prompts), BATCH):
         chunk = slice(start, start + BATCH)
         began = time.perf_counter()
-        drawn, final = sample_latents(pipe, prompts[chunk], seeds[chunk], **options)
+        drawn, final = sample_latents(pipe, prompts[chunk], seeds[chunk], sparing, **options)
         images += drawn
         latents.append(final.float().cpu())
         times.append((time.perf_counter() - began) / len(drawn))

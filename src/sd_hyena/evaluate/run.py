@@ -17,6 +17,7 @@ from ..finite import first_not_finite, why_not_finite
 from ..generate.draw import attach_entry
 from ..generate.sampling import NotFiniteError
 from ..generate.settings import GenerateSettings
+from ..generate.sparing import Sparing
 from ..machine import free_memory, machine
 from ..models import check_size
 from ..settings import to_flags
@@ -147,12 +148,13 @@ def evaluate(
         scores = make_scores(settings, prompts, str(pipe.unet.device))
     files = {label: list(map(str, entry)) for label, entry in students.items()}
     drawing = settings.drawing()
-    work = _Work(pipe, settings, prompts, seeds, scores, phase, progress)
-    try:
-        operators = {label: _operators(pipe, entry, drawing) for label, entry in files.items()}
-        return work.evaluate(files, operators)
-    finally:
-        patch.detach(pipe.unet)
+    with Sparing(pipe) as sparing:
+        work = _Work(pipe, settings, prompts, seeds, scores, phase, progress, sparing)
+        try:
+            operators = {label: _operators(pipe, entry, drawing) for label, entry in files.items()}
+            return work.evaluate(files, operators)
+        finally:
+            patch.detach(pipe.unet)
 
 
 def _operators(pipe: Any, files: Sequence[str], settings: GenerateSettings) -> dict[str, nn.Module]:
@@ -177,9 +179,11 @@ class _Work:
         scores: Sequence[Score],
         phase: Callable[[str], None],
         progress: Callable[[int, int], None],
+        sparing: Sparing,
     ) -> None:
         self.pipe, self.settings, self.prompts, self.seeds = pipe, settings, prompts, seeds
-        self.scores, self.phase, self.progress = scores, phase, progress
+        self.scores, self.phase, self.progress, self.sparing = scores, phase, progress, sparing
+        self.device = pipe.unet.device  # where it computes, wherever its weights may wait later
         self.teacher: Drawing | None = None
         self.sweep: TeacherSweep | None = None
 
@@ -204,14 +208,14 @@ class _Work:
         for row in rows:
             if name := first_not_finite(row.figures()):
                 raise SdHyenaError(f"{row.label}: {name} is not finite: {why_not_finite(self.pipe)}")
-        return Evaluation(s, self.prompts, self.seeds, inputs.edges, rows, machine(str(self.pipe.unet.device)))
+        return Evaluation(s, self.prompts, self.seeds, inputs.edges, rows, machine(str(self.device)))
 
     def row(self, label: str, kind: str, files: Sequence[str] = (), replaced: str = "") -> Row:
         """Draws with the UNet as it stands, and measures that."""
         self.phase(f"drawing {len(self.prompts)} prompts: {label}" + (f"; replaced: {replaced}" if replaced else ""))
         options = self.settings.drawing().sampling_options()
         try:
-            drawing = draw(self.pipe, self.prompts, self.seeds, self.progress, **options)
+            drawing = draw(self.pipe, self.prompts, self.seeds, self.progress, self.sparing, **options)
             row = Row(label, kind, drawing, list(files))
             if self.teacher is not None:
                 row.distances = compare(self.teacher, drawing)
@@ -236,7 +240,7 @@ class _Work:
         latent = self.settings.height // self.pipe.vae_scale_factor, self.settings.width // self.pipe.vae_scale_factor
         tokens = max(h * w for h, w in (t.grid(latent) for t in find_targets(self.pipe.unet).values()))
         needed = 3 * tokens**2 * next(self.pipe.unet.parameters()).element_size()
-        if needed < free_memory(self.pipe.unet.device):
+        if needed < free_memory(self.device):
             return True
         logger.warning(
             "left out: the teacher with %s: its attention matrices need %.0f GiB at this size", BACKEND, needed / 2**30

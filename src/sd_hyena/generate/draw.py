@@ -24,6 +24,7 @@ from ..sources import hyena_path
 from .hires import draw_stages, pipelines
 from .sampling import NotFiniteError
 from .settings import GenerateSettings
+from .sparing import Sparing
 from .stages import hires_fields, hyena_fields
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def draw_sweep(
     batches, as rounding depends on what is in one."""
     claim = claim or Claim()
     paths, entries, plan = settings.plan(), settings.entries(), pipelines(pipe, settings)
+    sparing = Sparing(pipe)  # what is done to save memory stays
     with_hyena = [stage for stage, _ in plan if stage.hyena]
     for files in entries:  # every file is checked against the model before the first picture is drawn
         attach_entry(pipe, files, settings)
@@ -91,7 +93,7 @@ def draw_sweep(
             with interrupts.unit("picture" if len(seeds) == 1 else "batch of pictures"):
                 started = time.perf_counter()
                 try:
-                    images = draw_stages(plan, settings, [settings.prompt] * len(seeds), seeds)
+                    images = draw_stages(plan, settings, [settings.prompt] * len(seeds), seeds, sparing)
                 except NotFiniteError as error:
                     raise SdHyenaError(f"{'+'.join(files) or 'plain model'}, seed {seeds[0]}: {error}") from None
                 seconds = (time.perf_counter() - started) / len(seeds)

@@ -15,6 +15,7 @@ from ..errors import UsageError
 from .samplers import fit
 from .sampling import sample
 from .settings import GenerateSettings
+from .sparing import Sparing
 from .stages import HIRES, Stage, active_range, stages
 from .switching import hyena_range
 
@@ -30,7 +31,11 @@ def pipelines(pipe: Any, settings: GenerateSettings) -> list[tuple[Stage, Any]]:
 
 
 def draw_stages(
-    plan: Sequence[tuple[Stage, Any]], settings: GenerateSettings, prompts: Sequence[str], seeds: Sequence[int]
+    plan: Sequence[tuple[Stage, Any]],
+    settings: GenerateSettings,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sparing: Sparing | None = None,
 ) -> list[Image.Image]:
     """One finished picture per prompt and seed; each depends on its own alone."""
     start, end = active_range(settings.hyena_range)
@@ -43,7 +48,8 @@ def draw_stages(
         else:
             options |= {"width": stage.width, "height": stage.height}
         with hyena_range(pipe, start, end if stage.hyena else start):
-            images = sample(pipe, prompts, seeds, negative_prompt=[settings.negative_prompt] * len(seeds), **options)
+            negatives = [settings.negative_prompt] * len(seeds)
+            images = sample(pipe, prompts, seeds, sparing, negative_prompt=negatives, **options)
     return images
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,45 +14,63 @@ from ..errors import SdHyenaError
 from ..families import from_text
 from ..finite import is_finite, why_not_finite
 from ..long_prompts import count, encode_parts
+from .sparing import Sparing
 
 
 class NotFiniteError(SdHyenaError):
     """Drawing came to NaN or infinity; the message says where, and what to do."""
 
 
-def sample(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any) -> list[Image.Image]:
+def sample(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], sparing: Sparing | None = None, **options: Any
+) -> list[Image.Image]:
     """One picture per prompt, of any length; picture i depends on prompt i and seed i alone, not on its batch.
 
     ``options`` go to the pipeline; those that are lists, such as ``negative_prompt``, have one value per prompt.
-    Raises NotFiniteError.
+    ``sparing`` keeps what was done to save memory for what is drawn later; without one it is undone afterwards.
+    Raises NotFiniteError, and OutOfMemory.
     """
-    return sample_latents(pipe, prompts, seeds, **options)[0]
+    return sample_latents(pipe, prompts, seeds, sparing, **options)[0]
 
 
 def sample_latents(
-    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], **options: Any
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], sparing: Sparing | None = None, **options: Any
 ) -> tuple[list[Image.Image], Tensor]:
     """What :func:`sample` returns, and the latents (N, C, h, w) that the pictures were decoded from."""
+    if sparing is None:
+        with Sparing(pipe) as own:
+            return sample_latents(pipe, prompts, seeds, own, **options)
     if "image" not in options:
         options |= from_text(pipe, options.get("width", 512), options.get("height", 512))
     negatives = options.get("negative_prompt") or [""] * len(prompts)
     parts = [count(pipe, *pair) for pair in zip(prompts, negatives, strict=True)]
-    images: dict[int, Image.Image] = {}
-    latents: dict[int, Tensor] = {}
+    drawn: dict[int, tuple[Image.Image, Tensor]] = {}
     for size in sorted(set(parts)):  # those that are alike are drawn together
+
+        def draw(rows: Sequence[int], size: int = size) -> list[tuple[Image.Image, Tensor]]:
+            call = {name: [v[i] for i in rows] if isinstance(v, list) else v for name, v in options.items()}
+            call["prompt"] = [prompts[i] for i in rows]
+            if size > 1:
+                call |= encode_parts(pipe, call.pop("prompt"), call.pop("negative_prompt", None), size)
+            kept: dict[str, Tensor] = {}
+            generators = [torch.Generator().manual_seed(seeds[i]) for i in rows]
+            with _finite_decoder(pipe):
+                images = pipe(**call, generator=generators, callback_on_step_end=_keep_finite(kept)).images
+            return list(zip(images, kept["latents"], strict=True))
+
         rows = [i for i, n in enumerate(parts) if n == size]
-        call = {name: [v[i] for i in rows] if isinstance(v, list) else v for name, v in options.items()}
-        call["prompt"] = [prompts[i] for i in rows]
-        if size > 1:
-            call |= encode_parts(pipe, call.pop("prompt"), call.pop("negative_prompt", None), size)
-        kept: dict[str, Tensor] = {}
-        generators = [torch.Generator().manual_seed(seeds[i]) for i in rows]
-        with _finite_decoder(pipe):
-            drawn = pipe(**call, generator=generators, callback_on_step_end=_keep_finite(kept)).images
-        images |= zip(rows, drawn, strict=True)
-        latents |= zip(rows, kept["latents"], strict=True)
-    order = range(len(prompts))
-    return [images[i] for i in order], torch.stack([latents[i] for i in order])
+        drawn |= zip(rows, sparing.draw(rows, _longer_side(pipe, options), draw), strict=True)
+    images, latents = zip(*(drawn[i] for i in range(len(prompts))), strict=True)
+    return list(images), torch.stack(latents)
+
+
+def _longer_side(pipe: Any, options: Mapping[str, Any]) -> int:
+    """Of the pictures that are drawn, in px."""
+    if "image" in options:
+        return max(options["image"][0].size)
+    return max(
+        options.get(side) or pipe.unet.config.sample_size * pipe.vae_scale_factor for side in ("width", "height")
+    )
 
 
 def _keep_finite(kept: dict[str, Tensor]) -> Any:

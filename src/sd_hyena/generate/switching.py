@@ -18,12 +18,13 @@ def hyena_range(pipe: Any, start: float = 0.0, end: float = 1.0) -> Iterator[Non
     """
     model = get_unet(pipe)
     names = [name for name, layer in attached(model).items() if layer.enabled]
-    call, total, on = 0, 0, True
+    call, total, on, timesteps = 0, 0, True, None
 
     def switch(unet: Any, inputs: Any) -> None:
-        nonlocal call, total, on
-        if call == total:  # the next picture, or batch of pictures
-            call, total = 0, pipe.num_timesteps
+        nonlocal call, total, on, timesteps
+        if timesteps is not pipe.scheduler.timesteps or call == total:
+            # The next picture, or batch of pictures, whether or not the one before came to its end.
+            call, total, timesteps = 0, pipe.num_timesteps, pipe.scheduler.timesteps
         order = pipe.scheduler.order
         wanted = start <= call // order / -(-total // order) < end
         call += 1

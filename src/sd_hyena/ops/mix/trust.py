@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import is_out_of_memory
 from .call import Call
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}  # relative RMS
@@ -32,9 +33,9 @@ def run(path: Any, plain: Any, call: Call) -> Tensor:
         return plain.run(call)
     try:
         return path.run(call)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         _verdicts[key] = False
         _warn(path, f"fail ({type(error).__name__}: {_short(error)})")
         return plain.run(call)
@@ -51,9 +52,9 @@ def _agrees(path: Any, plain: Any, call: Call) -> bool:
         trial = _trial(call)
         got, expected = path.run(trial).float(), plain.run(trial).float()
         off = ((got - expected).square().mean() / expected.square().mean()).sqrt().item()
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever a compiler or driver raises
+        if is_out_of_memory(error):
+            raise
         _warn(path, f"fail ({type(error).__name__}: {_short(error)})")
         return False
     if not off <= TOLERANCE[call.v.dtype]:
