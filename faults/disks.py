@@ -21,6 +21,7 @@ from .scene import COMMANDS, READERS, Scene, distinct
 PLACES = 30  # more writes, each of its own kind, than any command has
 SIZE = 64 << 20  # bytes of the small disk
 LEFT = (0, 4096, 0, 16384)  # bytes that are still free on it, in turn: a write fails at once, or in its middle
+LENGTH = (1024, 4096)  # bytes, where a limit on files stands for it: what is said goes into a file too
 NEW_NAMESPACES = 0x10000000 | 0x00020000  # of users and of mounts: what is mounted is seen here alone
 CANNOT = ("cannot write", "No space left", "File too large")
 
@@ -49,7 +50,7 @@ def trial(scene: Scene, command: str, place: int, disk: Path | None) -> str:
     undisturbed, folder = scene.undisturbed(command), scene.folder(under=disk)
     kinds = distinct(undisturbed.writes)
     number, before = kinds[place % len(kinds)], files_in(folder)
-    full = partial(hooks.fill, LEFT[place % 4]) if disk else partial(hooks.limit, LEFT[place % 4])
+    full = partial(hooks.fill, LEFT[place % 4]) if disk else partial(hooks.limit, LENGTH[place % 2])
     ending = scene.run(command, folder, hooks=[hooks.at_write(number, full)])
     there = files_in(folder)
     there.pop("ballast", None)

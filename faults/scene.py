@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,21 +68,27 @@ class Undisturbed:
                 return f"{path} is {'another' if path in found else 'missing'}"
         return next((f"{path} is missing" for path in self.others if path not in found), "")
 
-    def holds(self, found: dict[str, str]) -> str:
-        """What of this run's results is in no file of a folder; "" if all are, whatever their names."""
-        there = set(found.values())
-        return next((path for path, held in self.exact.items() if held not in there), "")
+    def holds(self, folder: Path) -> str:
+        """Which result that is always alike is in no file of a folder, whatever its name; "" if all are there."""
+        there = set(results_in(folder).values())
+        missing = next((path for path, held in self.exact.items() if held not in there), "")
+        return missing and f"exit status 0, but {missing} is nowhere"
 
 
 class Scene:
-    """The inputs, made once, and folders to work in; a context."""
+    """The inputs, made once, and folders to work in; a context. ``entry`` is run in place of every command."""
 
-    def __init__(self) -> None:
+    def __init__(self, entry: Callable[[list[str]], int] | None = None) -> None:
+        self._entry = entry
         self.root = Path(tempfile.mkdtemp(prefix="faults-scene-"))
         self._finished: dict[str, Undisturbed] = {}
         self.env = {"SD_HYENA_CACHE": str(self.root / "cache"), "COLUMNS": "200"}
         self.inputs = {name: str(self.root / name) for name in ("model", "data", "prompts")}
         self.inputs |= {name: str(self.root / f"{name}.safetensors") for name in ("hyena", "other")}
+        if entry is None:
+            self._make()
+
+    def _make(self) -> None:
         (self.root / "prompts").write_text("a red fox\na blue bird\n")
         _well(zygote.run([self.inputs["model"]], self.root, entry=make_model))
         _well(self.run("prepare -m {model} --sizes 64x64 -n 6 --n_held_out 2 --draw_steps 1 -o data", self.root))
@@ -113,7 +119,7 @@ class Scene:
         return folder
 
     def start(self, command: str, folder: Path, more: str = "", **options: object) -> zygote.Command:
-        options.setdefault("env", self.env)
+        options = {"env": self.env, "entry": self._entry} | options
         return zygote.Command(self.words(command, more), folder, **options)  # type: ignore[arg-type]
 
     def run(self, command: str, folder: Path, more: str = "", **options: object) -> zygote.Ending:

@@ -121,11 +121,11 @@ def _child(
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
     os.environ.update(env)
     os.chdir(cwd)
-    from sd_hyena.cli import main
-
+    if entry is None:
+        from sd_hyena.cli import main as entry
     for hook in hooks:
         hook()
-    os._exit(_end(_status(entry or main, argv)))
+    os._exit(_end(_status(entry, argv)))
 
 
 def _status(entry: Callable[[list[str]], int], argv: list[str]) -> int:
