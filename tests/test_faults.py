@@ -77,6 +77,11 @@ def test_a_part_that_fails_is_a_failure(monkeypatch, capsys):
     assert "no_such_file" in campaign.run_part("none", 1, 0).kinds()[0]
 
 
+def test_every_point_has_tests_and_the_page_names_them():
+    assert [point for point, tests in page.marked().items() if not tests] == []
+    assert page.held() in page.PAGE.read_text(), "python -m faults.page"
+
+
 @pytest.mark.parametrize(
     ("work", "expected"),
     [
