@@ -21,7 +21,7 @@ from .judge import judge
 from .zygote import Ending
 
 MEMORY = 1 << 30  # bytes that a trial may have beside what it starts with
-PATIENCE = 5
+PATIENCE = 10  # times as long as it computes, for a machine that others use too
 REACHED = 77  # exit status of a request that was taken: what follows would load a model
 
 

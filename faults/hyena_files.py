@@ -32,11 +32,10 @@ def run(report: Report, scale: float, seed: int) -> None:
     with tempfile.TemporaryDirectory(prefix="faults-") as place:
         folder = Path(place)
         unet = make_unet()
-        whole = hyena_file(unet)
+        whole = hyena_file(unet, folder / "sound.safetensors")
         golden = Path(__file__).parent.parent / "tests" / "golden"
         one = golden / "legacy_IN01_64px.safetensors"
         sound = [whole, whole, whole, one.read_bytes()]
-        (folder / "sound.safetensors").write_bytes(whole)
         work = partial(attached, unet)
         for number in report.numbers(COUNT * scale):
             random = report.random(number)
@@ -162,8 +161,8 @@ def make_unet() -> Any:
     return UNet2DConditionModel(**sizes, **widths).eval().requires_grad_(False)
 
 
-def hyena_file(unet: Any) -> bytes:
-    """A Hyena file for that UNet, with an operator of every kind."""
+def hyena_file(unet: Any, path: Path) -> bytes:
+    """Writes a Hyena file for that UNet, with an operator of every kind; returns what is in it."""
     import torch
 
     from sd_hyena import checkpoint
@@ -181,4 +180,5 @@ def hyena_file(unet: Any) -> bytes:
         )  # fmt: skip
         operators[name] = build(config)
     origin = Origin({"relative_error": 0.5, "cosine": 0.9}, {"model": "a model", "sample": [0.5, 1.0]}, {"steps": 7})
-    return checkpoint.to_bytes(gather(operators, dict.fromkeys(operators, origin)))
+    checkpoint.write(path, gather(operators, dict.fromkeys(operators, origin)))
+    return path.read_bytes()

@@ -18,7 +18,7 @@ RAW = re.compile(
     r"|\bTORCH_[A-Z_]+|Exception in thread|core dumped|DefaultCPUAllocator|NoneType"
 )
 DIRECTIONS = re.compile(
-    "[\u202a-\u202e\u2066-\u2069\u200e\u200f\u061c\u2028\u2029\ufeff]"
+    "[\u202a-\u202e\u2066-\u2069\u200e\u200f\u061c\u2028\u2029]"
 )  # they reorder or break what is read
 OURS = re.compile(r"(^|/)\.sd-hyena\.[^/]*\.tmp(/|$)")  # a temporary file that a command may clean up
 TEMPORARY = re.compile(r"(^|/)\.[^/]*\.tmp(/|$)")

@@ -34,9 +34,10 @@ WORDS = (
 )
 # Formats of names that no run may take (point 16).
 FORMATS = (
-    "../x", "/tmp/x", "a/b", "a\\..\\b", "x\x00y", "{n.__class__}", "{n!r:>9}", "{n:>999999999}", "{n:999999999}",
-    "{x}", "{}", "{0}", "{n", "n}", "n" * 300, "", ".", "..", "same", "{n[0]}", "{n:{n}}", "{n:x>99999999d}", "\x1b[31m{n}",
-)  # fmt: skip
+    *("../x", "/tmp/x", "a/b", "a\\..\\b", "x\x00y", "{n.__class__}", "{n!r:>9}", "{n:>999999999}", "{n:999999999}"),
+    *("{x}", "{}", "{0}", "{n", "n}", "n" * 300, "", ".", "..", "same", "{n[0]}", "{n:{n}}", "{n:x>99999999d}"),
+    "\x1b[31m{n}",
+)
 # What must be refused before a model is read: command, option, value.
 REFUSED = [
     *[("generate", flag, value) for flag in ("-W", "-H") for value in ("0", "-8", "63", "1000000000", "1" * 400)],
@@ -83,7 +84,7 @@ def run(report: Report, scale: float, seed: int) -> None:
                 ending, limit=LIMIT, refused=refused, files_before=before, files_after=files_in(folder), writes=writes
             )
             wrong = wrong and f"{name} {flag} {value[:40]}: {wrong}"
-            report.verdict(points, f"options of {name}", wrong, report.again(number))
+            report.verdict(points, f"options: {name}", wrong, report.again(number))
 
 
 def flags_of(line: str) -> list[tuple[str, Any]]:

@@ -10,7 +10,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from .report import Report
+from .report import Report, Row
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "faults.md"
@@ -60,10 +60,16 @@ def page(report: Report) -> str:
     lines = [head, "| | point | tried | failed |", "|---:|---|---:|---:|"]
     lines += [f"| {point} | {what} | {tried[point] or '-'} | {failed[point]} |" for point, what in POINTS.items()]
     lines += ["", "A trial counts for every point that it tries.", "", "## Attacks", ""]
-    lines += ["| attack | points | tried | failed | seed |", "|---|---|---:|---:|---:|"]
+    lines += ["| attack | kinds | points | tried | failed | seed |", "|---|---|---|---:|---:|---:|"]
+    groups: dict[str, list[tuple[str, Row]]] = {}
     for what, row in sorted(report.rows.items()):
-        points = ", ".join(map(str, row.points))
-        lines.append(f"| {what} | {points} | {row.tried:,} | {len(row.failures)} | {row.seed} |")
+        group, _, kind = what.partition(": ")
+        groups.setdefault(group, []).append((kind, row))
+    for group, kinds in groups.items():
+        points = ", ".join(map(str, sorted({point for _, row in kinds for point in row.points})))
+        count, wrong = (sum(each) for each in zip(*((row.tried, len(row.failures)) for _, row in kinds), strict=True))
+        names = ", ".join(kind for kind, _ in kinds if kind)
+        lines.append(f"| {group} | {names} | {points} | {count:,} | {wrong} | {kinds[0][1].seed} |")
     if report.failures:
         lines += ["", "## Failures", "", *(f"- {line}" for line in report.kinds())]
     if report.skipped:
