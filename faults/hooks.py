@@ -2,7 +2,7 @@
 
 A write is every opening for writing, flush to disk, renaming, removal or making of a file or folder under the working
 folder: what is on disk changes there and nowhere else, so "before the n-th" for all n is every moment that matters.
-What is half written is tried with :func:`break_off`.
+What is half written is tried with :func:`dies_at_limit`.
 """
 
 from __future__ import annotations
@@ -84,16 +84,15 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def break_off(size: int) -> None:
-    """From here on the command dies in the middle of the first write that makes a file longer than ``size`` bytes."""
+def limit(size: int) -> None:
+    """From here on no file can grow beyond ``size`` bytes: "File too large", or see :func:`dies_at_limit`."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def dies_at_limit() -> None:
+    """A hook: the write that passes a :func:`limit` ends the command, in its middle."""
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
-def limit(size: int) -> None:
-    """From here on no file can grow beyond ``size`` bytes: "File too large"."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def fill(left: int, ballast: str = "ballast") -> None:

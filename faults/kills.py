@@ -39,8 +39,8 @@ def trial(scene: Scene, command: str, place: int, draw: random.Random) -> str:
     if place % 3 == 0:
         ending = scene.run(command, folder, hooks=[hooks.at_write(number, hooks.kill)])
     elif place % 3 == 1:
-        middle = partial(hooks.break_off, draw.choice([0, 1, 100, 1000]))
-        ending = scene.run(command, folder, hooks=[hooks.at_write(number, middle)])
+        middle = hooks.at_write(number, partial(hooks.limit, draw.choice([0, 1, 100, 1000])))
+        ending = scene.run(command, folder, hooks=[hooks.dies_at_limit, middle])
     else:
         started = scene.start(command, folder)
         time.sleep(draw.uniform(0.1, 1) * undisturbed.seconds)

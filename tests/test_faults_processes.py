@@ -75,7 +75,7 @@ def test_a_command_is_a_process_of_its_own(tmp_path):
     assert ends(planted.faultless, hooks.at_write(4, hooks.kill)).status == -signal.SIGKILL
     (half,) = tmp_path.rglob(".sd-hyena.*.tmp")
     half.unlink()
-    assert ends(planted.half_writes, partial(hooks.break_off, 7)).status == -signal.SIGXFSZ
+    assert ends(planted.half_writes, hooks.dies_at_limit, partial(hooks.limit, 7)).status == -signal.SIGXFSZ
     assert (tmp_path / planted.RESULT).read_bytes() == b"1234567"
     hung = ends(planted.waits, env={"RANK": "1"}, timeout=1)
     assert hung.status is None
