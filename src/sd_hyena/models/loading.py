@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, SdHyenaError, UsageError
+from ..texts import reason
 from .choices import ModelChoices
 from .locate import ModelSource
 from .quiet import quiet_libraries
@@ -59,12 +60,11 @@ def load_pipeline(
             from .hub import fetch
 
             folder, variant = fetch(source) if source.kind == "hub" else (Path(source.location), source.variant)
-            pipe = load_folder(folder, source.name, variant, {"dtype": dtype})
+            pipe = load_folder(folder, source.name, variant, dtype)
     except (SdHyenaError, UsageError):
         raise
     except Exception as error:  # diffusers and transformers raise many unrelated types
-        reason = " ".join(str(error).splitlines()[:1])[:300] or type(error).__name__
-        raise SdHyenaError(f"model {source.name}: cannot be loaded: {reason}") from error
+        raise SdHyenaError(f"model {source.name}: cannot be loaded: {reason(error)}") from error
     set_schedule(pipe, source.name, choices, marked)
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None
