@@ -18,6 +18,7 @@ LAYER = {
     "texts": 0,
     "ops": 0,
     "long_prompts": 1,
+    "picture_files": 0,
     "placement": 1,
     "tensors": 1,
     "recipes": 0,

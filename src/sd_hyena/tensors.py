@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import CheckpointError
+from .texts import reason
 
 _AGAIN = "download or copy it again"
 _DTYPES = {
@@ -86,7 +87,7 @@ class Tensors:
         try:
             tensor = self.read(name)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path}: cannot read {name}: {_line(error)}") from None
+            raise CheckpointError(f"{self.path}: cannot read {name}: {reason(error)}") from None
         if tensor.is_meta:
             raise CheckpointError(f"{self.path}: {name} was saved without its values")
         return tensor
@@ -189,7 +190,7 @@ def _open_safetensors(path: Path, header: int, size: int) -> Tensors:
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         if "IncompleteBuffer" in str(error) or "not fully covered" in str(error):
             raise CheckpointError(f"{path}: is cut short or damaged: {_AGAIN}") from None
-        raise CheckpointError(f"{path}: not a readable safetensors file ({_line(error)})") from None
+        raise CheckpointError(f"{path}: not a readable safetensors file ({reason(error)})") from None
     for name, kind in kinds.items():
         if kind not in _DTYPES:
             raise CheckpointError(f"{path}: {name} is of type {kind}, which cannot be read")
@@ -285,7 +286,3 @@ def _inert(module: str, name: str, made: type = object) -> type:
 
     does_nothing = {"__init__": lambda self, *args: None, "__setstate__": lambda self, state: None}
     return type(name, (), {"__module__": module, "__new__": new} | does_nothing)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -27,7 +27,7 @@ _A1111 = re.compile(
 MAX_PROMPT = 10_000  # characters: some 2,500 tokens, of which text encoders take 75 at a time
 MAX_TEXT = 1 << 20  # bytes of a recipe or a caption
 MAX_LIST = 1 << 25  # of a list of prompts
-_WIDEST = 400  # characters of a word, beyond which nobody reads it
+_WIDEST = 255  # characters of a word, beyond which nobody reads it
 _CONTROLS = re.compile(r"[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # but white space
 # What moves a terminal's cursor, starts its commands, turns the order of what follows, or cannot be encoded.
 _UNPRINTABLE = re.compile(
@@ -65,7 +65,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, OSError) and error.strerror:
-        text = error.strerror + (f": {error.filename}" if isinstance(error.filename, str) else "")
+        text = error.strerror
     elif isinstance(error, KeyError) and len(error.args) == 1:
         text = f"no {error.args[0]!r}"
     else:

@@ -331,7 +331,7 @@ class Evil:
     [
         (ValueError("... to run it, pass trust_remote_code=True"), "asks to run code of its own, which is never done"),
         (ValueError("no such `variant=ema` files"), "has no weights of variant ema"),
-        (ValueError("Repo id is odd\nbecause"), "cannot be downloaded: Repo id is odd$"),
+        (ValueError("Repo id is odd\nbecause"), "cannot be downloaded: Repo id is odd because$"),
         (OSError("no route to host"), "is not in the cache of downloaded models, and the hub cannot be reached"),
     ],
     ids=["code", "variant", "other", "network"],

@@ -6,12 +6,15 @@ import errno
 import importlib
 import logging
 import os
+import re
 import sys
+import traceback
+from pathlib import Path
 
 from .. import __version__
 from ..errors import SdHyenaError, UsageError
 from ..ops import environment
-from ..texts import check_text, shortened
+from ..texts import check_text, one_line, reason, shortened
 from .parser import Parser
 
 COMMANDS = {
@@ -27,6 +30,7 @@ COMMANDS = {
     "benchmark": "time a Hyena layer against attention at growing sizes",
     "demo": "the whole story on the bundled model, with a report",
 }
+PACKAGE = Path(__file__).parent.parent
 COMMAND_LINE = "sd-hyena's command line"  # the name of its log handler
 
 
@@ -68,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     except (UsageError, SdHyenaError) as error:
         if debug:
             raise
-        print(f"sd-hyena: {error}", file=sys.stderr)
+        print(f"sd-hyena: {one_line(str(error)) or type(error).__name__}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:
         return 1
@@ -76,11 +80,33 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            print(f"sd-hyena: {shortened(str(error.filename))}: {error.strerror}", file=sys.stderr)
+            print(f"sd-hyena: {one_line(shortened(str(error.filename)))}: {error.strerror}", file=sys.stderr)
             return 2
-        reason = " ".join(str(error).split()) or "no message"
-        print(f"sd-hyena: {type(error).__name__}: {reason} (--debug shows where)", file=sys.stderr)
+        print(f"sd-hyena: {one_line(_unforeseen(error))}", file=sys.stderr)
         return 1
+
+
+def _unforeseen(error: Exception) -> str:
+    """What to say of an error that nobody has put into words."""
+    kind, text = type(error).__name__, reason(error)
+    if (
+        isinstance(error, MemoryError)
+        or kind == "OutOfMemoryError"
+        or re.search("allocate memory|not enough memory", text)
+    ):
+        return "out of memory: lower the size in px, the batch size or the pictures at a time"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {text}"
+    places = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(PACKAGE)]
+    where = f" at {Path(places[-1].filename).relative_to(PACKAGE)}:{places[-1].lineno}" if places else ""
+    return f"{kind}{where}{'' if text == kind else f': {text}'} (--debug shows where)"
+
+
+class _Lines(logging.Formatter):
+    """A line for each record, and the traceback of one that has it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(super().formatMessage(record))
 
 
 def _log_our_lines_alone() -> None:
@@ -91,7 +117,7 @@ def _log_our_lines_alone() -> None:
         ours.removeHandler(handler)
     handler = logging.StreamHandler()
     handler.name = COMMAND_LINE
-    handler.setFormatter(logging.Formatter("sd-hyena: %(message)s"))
+    handler.setFormatter(_Lines("sd-hyena: %(message)s"))
     ours.addHandler(handler)
     if not root.handlers:  # else Python prints warnings that nobody handles
         root.addHandler(logging.NullHandler())

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any]) -> int:
     settings = resolve(GenerateSettings, args, defaults=lambda given: size_defaults(given["model"]))
     settings.validate()
+    device = choose_device(settings.device)
     source = locate(settings.model, settings.variant)
     for stage in stages(settings):
         check_size(source.name, stage.width, stage.height)
@@ -35,7 +36,7 @@ def run(args: dict[str, Any]) -> int:
     if settings.hires:
         _check_hires(source)
     check_files(settings, source)
-    return _draw(settings, source)
+    return _draw(settings, source, device)
 
 
 def _check_hires(source: ModelSource) -> None:
@@ -59,7 +60,7 @@ def check_files(settings: GenerateSettings | ImageSettings, source: ModelSource)
         check_stack(entry, [list(choose_layers(skeleton, files[f], settings.target or None).values()) for f in entry])
 
 
-def _draw(settings: GenerateSettings, source: Any) -> int:
+def _draw(settings: GenerateSettings, source: Any, device: str) -> int:
     import torch
 
     from ..fingerprint import HASH, fingerprint
@@ -68,7 +69,6 @@ def _draw(settings: GenerateSettings, source: Any) -> int:
     from ..models import load_pipeline
     from .display import console, phase
 
-    device = choose_device(settings.device)
     check_offload(settings.offload, device)
     dtype = settings.dtype if settings.dtype != "auto" else "float32" if device == "cpu" else "float16"
     phase(f"loading {source.name}")

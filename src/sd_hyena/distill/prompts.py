@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
-from ..texts import read_text, shortened, warn_of_syntax
+from ..texts import MAX_LIST, check_prompt, read_text, shortened, warn_of_syntax
 from .images import SUFFIXES, seen_size
 
 OTHER_TEXTS = (".json", ".jsonl", ".ndjson", ".yaml", ".yml", ".toml", ".xml", ".html", ".parquet")
@@ -42,8 +42,12 @@ def read_prompts(path: str) -> list[str]:
     """One prompt a line; blank lines and lines starting with # are left out. Raises UsageError."""
     if Path(path).suffix.lower() in OTHER_TEXTS:
         raise UsageError(f"prompts file {shortened(path)}: must be plain text with one prompt a line")
-    lines = [line.strip() for line in read_text(Path(path), "prompts file").split("\n")]
-    prompts = [line for line in lines if line and not line.startswith("#")]
+    lines = [line.strip() for line in read_text(Path(path), "prompts file", MAX_LIST).split("\n")]
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if line and not line.startswith("#"):
+            check_prompt(f"prompts file {path}: line {number}", line)
+            prompts.append(line)
     if not prompts:
         raise UsageError(f"prompts file {path}: holds no prompt")
     warn_of_syntax(f"prompts file {path}", prompts)
@@ -97,10 +101,16 @@ def list_images(folder: Path) -> list[CaptionedImage]:
         caption = bare[0].with_suffix(".txt").name
         raise UsageError(f"images folder {folder}: {bare[0].name} has no caption in {caption} beside it{more}")
     return [
-        CaptionedImage(path, " ".join(read_text(caption, "caption").split()), *seen_size(path))
+        CaptionedImage(path, _read_caption(caption), *seen_size(path))
         for path, caption in captions.items()
         if caption is not None
     ]
+
+
+def _read_caption(path: Path) -> str:
+    caption = " ".join(read_text(path, "caption").split())
+    check_prompt(f"caption {path}", caption)
+    return caption
 
 
 def _ignored(paths: Sequence[Path]) -> str:

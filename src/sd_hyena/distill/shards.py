@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..errors import SdHyenaError, UsageError
 from ..files import atomic_path
+from ..texts import reason
 
 FORMAT, VERSION = "sd-hyena-data", 1
 MANIFEST, SHARDS = "manifest.json", "shards"
@@ -171,5 +172,5 @@ def read_shard(folder: Path, shard: Shard, check: bool = True) -> tuple[dict[str
                 return tensors, prompts
             wrong = "its contents are not those of a shard"
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            wrong = f"cannot be read ({' '.join(str(error).split())[:80]})"
+            wrong = f"cannot be read ({reason(error)})"
     raise SdHyenaError(f"{path}: {wrong}: run prepare again to make it anew")

@@ -23,6 +23,7 @@ MAX_ITEMS = 64  # of a list with an entry for each block
 MAX_WEIGHTS, MAX_VALUES = 3000, 1 << 35  # SDXL's UNet has 1680 tensors with 2.6e9 values
 # Settings that may be zero, of those whose usual value is above it.
 _MAY_BE_ZERO = ("eps", "padding", "_id", "initializer", "projection_dim")
+_KINDS = {"dtype": str, "torch_dtype": str, "quantization_config": dict}  # what every class takes
 _OWN_CODE = ("auto_map", "custom_pipeline", "_custom_pipeline", "custom_generate")
 
 
@@ -67,6 +68,8 @@ def check_config(config: dict[str, Any], takes: Callable[..., Any], what: str) -
         if wrong:
             raise CheckpointError(f"{what}: {key} {wrong}")
     for key, value in config.items():
+        if key in _KINDS and not isinstance(value, _KINDS[key] | None):
+            raise CheckpointError(f"{what}: {key} is {value!r:.40}, but must be a {_KINDS[key].__name__}")
         if key.endswith("_implementation") and "/" in str(value):
             raise UsageError(f"{what}: {key} {value} would run code of its own, which is never done")
 
@@ -75,7 +78,7 @@ def _wrong(key: str, value: Any, default: Any, kind: str) -> str:
     if isinstance(value, list):
         if len(value) > MAX_ITEMS:
             return f"has {len(value)} entries, but may have {MAX_ITEMS}"
-        if not value and isinstance(default, list | tuple):
+        if not value:
             return "is empty"
         usual = default[0] if isinstance(default, list | tuple) and default else default
         return next(filter(None, (_wrong(key, each, usual, kind) for each in value if each is not None)), "")
@@ -88,12 +91,12 @@ def _wrong(key: str, value: Any, default: Any, kind: str) -> str:
     if isinstance(default, str):
         return "" if isinstance(value, str) else f"is {shown}, but must be a text"
     if not number:
-        counts = isinstance(default, int | float) and default is not None
+        counts = isinstance(default, int | float) or (isinstance(value, str) and "int" in kind and "str" not in kind)
         return f"is {shown}, but must be a number" if counts else ""
     if isinstance(value, float) and isinstance(default, int) and "float" not in kind:
         return f"is {shown}, but must be a whole number"
     most = MAX_LAYERS if "layers" in key else MAX_NUMBER
-    if isinstance(value, float) and not math.isfinite(value) or abs(value) > most:
+    if (isinstance(value, float) and not math.isfinite(value)) or abs(value) > most:
         return f"is {shown}, but must be at most {most}"
     above = (default is None and isinstance(value, int)) or (default is not None and default > 0)
     least = 0 if any(word in key for word in _MAY_BE_ZERO) else 1 if isinstance(value, int) else math.ulp(0)

@@ -61,8 +61,8 @@ def check_folder(folder: Path, name: str, variant: str = "") -> str:
     for file in (folder / "pipeline.py", *(path for c in index for path in sorted((folder / c).glob("*.py")))):
         if file.exists():
             raise UsageError(
-                f"model {name}: holds code of its own, {file.relative_to(folder)}, which is never run: if the model can "
-                "do without, take it out"
+                f"model {name}: holds code of its own, {file.relative_to(folder)}, which is never run: take it out if "
+                "the model can do without"
             )
     check_scheduler(folder, index["scheduler"], name)
     return choose_variant(folder, [c for c in _WEIGHTED if index.get(c)], name, variant)
@@ -142,6 +142,10 @@ def load_folder(folder: Path, name: str, variant: str, dtype: torch.dtype) -> An
 
     content, index = read_json(folder / "model_index.json", name), read_index(folder, name)
     kind = getattr(diffusers, content["_class_name"])
+    for part in _WEIGHTED:
+        class_name = index.get(part)
+        if class_name:
+            check_weights(folder / part, class_name, name, _chosen(folder / part, variant))
     given: dict[str, Any] = {}
     for part, parameter in inspect.signature(kind.__init__).parameters.items():
         if index.get(part) and part not in SAFETY:
@@ -158,20 +162,22 @@ def load_folder(folder: Path, name: str, variant: str, dtype: torch.dtype) -> An
 
 
 def _load(folder: Path, part: str, kind: Any, name: str, variant: str, dtype: torch.dtype) -> Any:
-    from ..tensors import weights_in
-
     options: dict[str, Any] = {"local_files_only": True}
     if hasattr(kind, "named_parameters"):
-        chosen = variant if variant in weights_in(folder / part) else ""
-        if part in _WEIGHTED:
-            check_weights(folder / part, kind.__name__, name, chosen)
-        options |= {"variant": chosen or None, "dtype": dtype}
+        options |= {"variant": _chosen(folder / part, variant) or None, "dtype": dtype}
     if kind.__module__.startswith("transformers"):
         options["trust_remote_code"] = False  # else it may ask whoever sits at the terminal
     try:
         return kind.from_pretrained(folder / part, **options)
     except Exception as error:  # diffusers and transformers raise many unrelated types
         raise CheckpointError(f"model {name}: {part}/ cannot be loaded: {reason(error)}") from error
+
+
+def _chosen(folder: Path, variant: str) -> str:
+    """The variant of one component, which may have plain weights alone."""
+    from ..tensors import weights_in
+
+    return variant if variant in weights_in(folder) else ""
 
 
 def _is_needed(component: str, folder: Path, name: str) -> bool:
