@@ -27,7 +27,6 @@ _A1111 = re.compile(
 MAX_PROMPT = 10_000  # characters: some 2,500 tokens, of which text encoders take 75 at a time
 MAX_TEXT = 1 << 20  # bytes of a recipe or a caption
 MAX_LIST = 1 << 25  # of a list of prompts
-_WIDEST = 255  # characters of a word, beyond which nobody reads it
 _CONTROLS = re.compile(r"[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # but white space
 # What moves a terminal's cursor, starts its commands, turns the order of what follows, or cannot be encoded.
 _UNPRINTABLE = re.compile(
@@ -51,10 +50,10 @@ def printable(text: str, lines: bool = False) -> str:
     return text if lines else text.replace("\n", "\\n")
 
 
-def one_line(text: str) -> str:
-    """A message as one printable line, words that nobody would read shortened."""
+def one_line(text: str, widest: int = 255) -> str:
+    """A message as one printable line, words of more than ``widest`` characters shortened."""
     text = printable(" ".join(line.strip() for line in text.split("\n")).strip())
-    return re.sub(rf"\S{{{_WIDEST + 1},}}", lambda match: shortened(match[0], _WIDEST), text)
+    return re.sub(rf"\S{{{widest + 1},}}", lambda match: shortened(match[0], widest), text)
 
 
 def reason(error: BaseException) -> str:
@@ -74,7 +73,11 @@ def reason(error: BaseException) -> str:
     said: list[str] = []
     for part in re.split(r"(?<=[.;!?])\s+|\n", text):
         advice = _ADVICE.search(part)
-        said.append(part if advice is None else "" if any(said) else re.sub(r"[^,;(]*$", "", part[: advice.start()]))
+        if advice is None:
+            said.append(part.strip())
+        elif not any(said):  # else it says enough without
+            before = part[: advice.start()]
+            said.append(re.sub(r"[,;(][^,;(]*$", "", before).rstrip("`'\" "))
     return shortened(one_line(" ".join(filter(None, said))).strip(".,;:( "), 240) or type(error).__name__
 
 
@@ -130,7 +133,7 @@ def read_text(path: Path, what: str, most: int = MAX_TEXT) -> str:
         if not stat.S_ISREG(mode):
             kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device: write its text to a file"
             raise UsageError(f"{what} {path}: cannot be read: it is {kind}")
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             data = file.read(most + 1)
     except OSError as error:
         raise UsageError(f"{what} {shortened(str(path))}: cannot be read: {error.strerror}") from None

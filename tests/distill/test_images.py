@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import struct
 import subprocess
+import zlib
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageFile
 from safetensors.torch import load_file
 
 from sd_hyena.cli import main
@@ -195,8 +197,11 @@ def test_captions_in_any_case(tmp_path):
 
 @pytest.mark.reliability(17)
 def test_pictures_too_large_to_read_say_so_by_their_header(tmp_path, monkeypatch):
-    Image.new("1", (13000, 13000)).save(tmp_path / "x.png")
-    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("was decoded"))
+    header = b"IHDR" + struct.pack(">IIBBBBB", 13000, 13000, 1, 0, 0, 0, 0)
+    chunks = [header, b"IDAT" + zlib.compress(bytes(13000))]
+    data = b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("was decoded"))
     for read, kind in ((seen_size, UsageError), (read_rgb, SdHyenaError)):
         with pytest.raises(kind, match=r"x\.png: has more pixels than the 67108864 \(8192x8192\) that are read"):
             read(tmp_path / "x.png")

@@ -89,11 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 def _unforeseen(error: Exception) -> str:
     """What to say of an error that nobody has put into words."""
     kind, text = type(error).__name__, reason(error)
-    if (
-        isinstance(error, MemoryError)
-        or kind == "OutOfMemoryError"
-        or re.search("allocate memory|not enough memory", text)
-    ):
+    if kind in ("MemoryError", "OutOfMemoryError") or re.search("allocate memory|not enough memory", text):
         return "out of memory: lower the size in px, the batch size or the pictures at a time"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {text}"

@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, and exit status 2."""
-        self.exit(2, f"sd-hyena: {one_line(message)} (see {self.prog} --help)\n")
+        self.exit(2, f"sd-hyena: {one_line(message, 80)} (see {self.prog} --help)\n")
 
     def joined(self, words: Sequence[str]) -> list[str]:
         """The words with flags by their names, and each of their values in one word with its flag."""

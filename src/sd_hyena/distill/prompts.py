@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ..texts import MAX_LIST, check_prompt, read_text, shortened, warn_of_syntax
 from .images import SUFFIXES, seen_size
 
 OTHER_TEXTS = (".json", ".jsonl", ".ndjson", ".yaml", ".yml", ".toml", ".xml", ".html", ".parquet")
+MANY_IMAGES = 5000  # that are looked at without a word
 logger = logging.getLogger(__name__)
 GENERAL_PROMPTS = tuple(
     f"{medium} of {subject}"
@@ -80,11 +82,13 @@ def list_images(folder: Path) -> list[CaptionedImage]:
     images, an image without a caption, and a file that is no image or a damaged one.
     """
     try:
-        there = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        with os.scandir(folder) as entries:  # which says what is a file without asking for each
+            found = {e.name: e.is_file() for e in entries if not e.name.startswith(".")}
     except OSError as error:
         raise UsageError(f"images folder {folder}: {error.strerror}") from None
-    paths = [p for p in there if p.suffix.lower() in SUFFIXES and p.is_file()]
-    texts = {p.name: p for p in there if p.suffix.lower() == ".txt" and p.is_file()}
+    there = [folder / name for name in sorted(found)]
+    paths = [p for p in there if p.suffix.lower() in SUFFIXES and found[p.name]]
+    texts = {p.name: p for p in there if p.suffix.lower() == ".txt" and found[p.name]}
     texts = {name.lower(): p for name, p in texts.items()} | texts  # as it is written goes before any case
     names = {p: p.with_suffix(".txt").name for p in paths}
     captions = {p: texts.get(name) or texts.get(name.lower()) for p, name in names.items()}
@@ -100,11 +104,13 @@ def list_images(folder: Path) -> list[CaptionedImage]:
         more = f" (nor do {len(bare) - 1} more)" if len(bare) > 1 else ""
         caption = bare[0].with_suffix(".txt").name
         raise UsageError(f"images folder {folder}: {bare[0].name} has no caption in {caption} beside it{more}")
-    return [
-        CaptionedImage(path, _read_caption(caption), *seen_size(path))
-        for path, caption in captions.items()
-        if caption is not None
-    ]
+    images: list[CaptionedImage] = []
+    for path, caption in captions.items():
+        if caption is not None:
+            images.append(CaptionedImage(path, _read_caption(caption), *seen_size(path)))
+        if len(images) % MANY_IMAGES == 0:
+            logger.info("images folder %s: looked at %d of %d", folder, len(images), len(captions))
+    return images
 
 
 def _read_caption(path: Path) -> str:

@@ -95,7 +95,7 @@ def read_index(folder: Path, name: str) -> dict[str, str | None]:
     found: dict[str, str | None] = {component: class_name for component, (_, class_name) in parts.items()}
     from .kinds import SUPPORTED
 
-    if _OTHERS.match(kind):
+    if _OTHERS.match(str(kind)):
         raise UsageError(f"model {name}: is a {kind}: sd-hyena works on {SUPPORTED}")
     if found.get("unet") != "UNet2DConditionModel":
         unet = f"whose UNet is a {found['unet']}" if found.get("unet") else "which has no UNet"

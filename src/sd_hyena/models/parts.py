@@ -100,7 +100,7 @@ def check_scheduler(folder: Path, kind: str | None, name: str) -> None:
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in (*PREDICTIONS, "sample"):
         raise CheckpointError(f"{what}: prediction_type is {prediction!r}, not one of {', '.join(PREDICTIONS)}")
-    check_config(config, scheduler_class.__init__, what)
+    check_config(config, scheduler_class, what)
     try:
         scheduler = scheduler_class.from_config(config)  # type: ignore[attr-defined]
         if not hasattr(scheduler, "init_noise_sigma"):
