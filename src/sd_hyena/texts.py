@@ -56,6 +56,12 @@ def one_line(text: str, widest: int = 255) -> str:
     return re.sub(rf"\S{{{widest + 1},}}", lambda match: shortened(match[0], widest), text)
 
 
+def in_markdown(value: object) -> str:
+    """Text from a file or a name in Markdown, as a table's cell too, where it says no more than itself."""
+    text = printable(" ".join(str(value).split()))
+    return re.sub(r"[\\`\[|]", r"\\\g<0>", text).replace("<", "&lt;")
+
+
 def reason(error: BaseException) -> str:
     """What a library's exception says, in one line: without its advice, which is for those who call the library, and
     without what follows a first paragraph."""

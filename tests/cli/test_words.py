@@ -20,6 +20,7 @@ from sd_hyena import cli
 from sd_hyena.cli import display, generate, main
 from sd_hyena.cli.parser import Parser
 from sd_hyena.errors import SdHyenaError
+from sd_hyena.evaluate import page, tables
 from sd_hyena.texts import one_line, printable, reason
 
 BASE = ["generate", "-m", "demo", "-p", "a fox"]
@@ -210,6 +211,14 @@ def test_foreign_texts_pass_one_place(capsys):
     assert not set(out + err) & set(HOSTILE.replace(" ", "")) - set(string.printable)
     assert err.count("\n") == 4
     assert all(line.startswith("sd-hyena: ") for line in err.splitlines())
+
+
+@pytest.mark.reliability(16)
+def test_names_in_reports_say_no_more_than_themselves():
+    name = "a|b <img> [x](y) `c`\n\x1b"
+    table = tables.markdown_table(tables.Table("", "", ["x", "y"], [[name, "1"]]))
+    assert table.splitlines()[2] == r"| a\|b &lt;img> \[x](y) \`c\` \\x1b | 1 |"
+    assert "<img>" not in page.table(["x"], [[name]]) + page.page(name) + page.keys([(name, name)])
 
 
 ADVICE = "trust_remote_code|weights_only|allow_pickle|safe_serialization|HF_HUB_OFFLINE|pip install|http"

@@ -179,7 +179,7 @@ def test_no_code_beside_a_folder_is_looked_for(folder, monkeypatch):
     [
         ("unet/config.json", {"layers_per_block": 10**6}, "layers_per_block is 1000000, but must be at most 256"),
         ("unet/config.json", {"transformer_layers_per_block": [1, 10**6, 1, 1]}, "transformer_layers_per_block is"),
-        ("unet/config.json", {"layers_per_block": [[250] * 60] * 4}, r"config\.json cannot be used"),
+        ("unet/config.json", {"layers_per_block": [[250] * 60] * 4}, "cannot be used: can't multiply"),
         ("unet/config.json", {"transformer_layers_per_block": 200, "layers_per_block": 200}, "asks for more layers"),
         ("unet/config.json", {"norm_num_groups": 0}, "norm_num_groups is 0, but must be above 0"),
         ("unet/config.json", {"block_out_channels": [64, -1]}, "block_out_channels is -1"),
@@ -189,7 +189,7 @@ def test_no_code_beside_a_folder_is_looked_for(folder, monkeypatch):
         ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
         ("text_encoder/config.json", {"hidden_size": 2.5}, "hidden_size is 2.5, but must be a whole number"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}, "num_train_timesteps is 1000000000"),
-        ("scheduler/scheduler_config.json", {"beta_start": -0.5}, "its betas are not from 0 to 1"),
+        ("scheduler/scheduler_config.json", {"beta_start": 1.5}, "its betas are not from 0 to 1"),
         ("scheduler/scheduler_config.json", {"beta_end": float("inf")}, "Infinity is no number"),
         ("tokenizer/tokenizer_config.json", {"model_max_length": 10**30}, "model_max_length is 1"),
     ],

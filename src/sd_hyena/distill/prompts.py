@@ -83,12 +83,12 @@ def list_images(folder: Path) -> list[CaptionedImage]:
     """
     try:
         with os.scandir(folder) as entries:  # which says what is a file without asking for each
-            found = {e.name: e.is_file() for e in entries if not e.name.startswith(".")}
+            is_file = {e.name: e.is_file() for e in entries if not e.name.startswith(".")}
     except OSError as error:
         raise UsageError(f"images folder {folder}: {error.strerror}") from None
-    there = [folder / name for name in sorted(found)]
-    paths = [p for p in there if p.suffix.lower() in SUFFIXES and found[p.name]]
-    texts = {p.name: p for p in there if p.suffix.lower() == ".txt" and found[p.name]}
+    there = [folder / name for name in sorted(is_file)]
+    paths = [p for p in there if p.suffix.lower() in SUFFIXES and is_file[p.name]]
+    texts = {p.name: p for p in there if p.suffix.lower() == ".txt" and is_file[p.name]}
     texts = {name.lower(): p for name, p in texts.items()} | texts  # as it is written goes before any case
     names = {p: p.with_suffix(".txt").name for p in paths}
     captions = {p: texts.get(name) or texts.get(name.lower()) for p, name in names.items()}
