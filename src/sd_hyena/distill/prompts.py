@@ -105,9 +105,9 @@ def list_images(folder: Path) -> list[CaptionedImage]:
         caption = bare[0].with_suffix(".txt").name
         raise UsageError(f"images folder {folder}: {bare[0].name} has no caption in {caption} beside it{more}")
     images: list[CaptionedImage] = []
-    for path, caption in captions.items():
-        if caption is not None:
-            images.append(CaptionedImage(path, _read_caption(caption), *seen_size(path)))
+    for path, text in captions.items():
+        if text is not None:
+            images.append(CaptionedImage(path, _read_caption(text), *seen_size(path)))
         if len(images) % MANY_IMAGES == 0:
             logger.info("images folder %s: looked at %d of %d", folder, len(images), len(captions))
     return images
