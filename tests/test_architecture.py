@@ -22,6 +22,7 @@ LAYER = {
     "texts": 0,
     "ops": 0,
     "long_prompts": 1,
+    "picture_files": 0,
     "placement": 1,
     "processes": 0,
     "tensors": 1,

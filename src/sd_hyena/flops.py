@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import UsageError
 from .targets import find_targets
+from .texts import reason
 
 TEXT_TOKENS = 77
 COUNTED = (
@@ -37,8 +38,7 @@ def step_flops(unet: Any, latent: tuple[int, int]) -> tuple[int, dict[str, Cost]
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             unet(**call)
     except Exception as error:  # a UNet that lacks something says so in many ways
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"the operations of this UNet cannot be counted: {reason}") from error
+        raise UsageError(f"the operations of this UNet cannot be counted: {reason(error)}") from error
     counts, costs = counter.get_flop_counts(), {}
     linear = {torch.ops.aten.mm, torch.ops.aten.addmm}
     for name, target in find_targets(unet).items():

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .texts import check_prompt
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -21,7 +23,9 @@ logger = logging.getLogger(__name__)
 
 def split(pipe: Any, prompt: str) -> list[str]:
     """The prompt in parts that the pipeline's text encoders take whole, at least one: cut between words, after a
-    comma where one is near; a word that is too long is cut within."""
+    comma where one is near; a word that is too long is cut within. Raises UsageError for a text of more characters than
+    anybody means to give."""
+    check_prompt("prompt", prompt)
     tokenizer = _tokenizer(pipe)
     if tokenizer is None or _fits(pipe, tokenizer, prompt):
         return [prompt]

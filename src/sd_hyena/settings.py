@@ -27,6 +27,12 @@ T = TypeVar("T")
 _MAX_RECIPE = 64 << 10  # bytes
 # Keys of many parts are read in a time that grows with their square.
 _DOTTED = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*\.[ \t]*){16}""")
+# Bounds of options: far above any use, so that a slip of the finger is not hours or gigabytes.
+MANY = 10_000_000  # steps of training
+BATCH = 4096  # pictures at a time
+SIDE = 16384  # px
+STEPS = 10_000  # of diffusion
+SEEDS = 2**63 - 2**20  # those after it count up
 
 
 def option(
@@ -38,10 +44,12 @@ def option(
     path: bool = False,
     written: bool = False,
     folder: bool = False,
+    within: tuple[float, float] | None = None,
 ) -> Any:
     """A dataclass field with what its command-line flag needs; ``~`` in a ``path`` is the home folder. One that is
-    ``written`` may be left out, but not be given as nothing; a ``folder`` is made if there is none."""
-    metadata = {"help": help, "short": short, "choices": choices, "folder": folder}
+    ``written`` may be left out, but not be given as nothing; a ``folder`` is made if there is none. A number is
+    ``within`` bounds, as :func:`check_bounds` checks."""
+    metadata = {"help": help, "short": short, "choices": choices, "folder": folder, "within": within}
     metadata |= {"path": path or written or folder, "written": written or folder}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -106,6 +114,20 @@ def _number(what: str, kind: str, value: Any) -> Any:
     except OverflowError:
         value = "too large"
     raise UsageError(f"{what} is {value}, but must be a finite number")
+
+
+def check_bounds(settings: Any) -> None:
+    """Raises UsageError for the first number that is not within its option's bounds, or no number."""
+    for f in dataclasses.fields(settings):
+        if f.metadata.get("within"):
+            check_number(f.name, getattr(settings, f.name), *f.metadata["within"])
+
+
+def check_number(name: str, value: float, least: float, most: float) -> None:
+    """Raises UsageError for the value of an option that is not from ``least`` to ``most``."""
+    if not least <= value <= most:
+        shown = shortened(str(value), 40)
+        raise UsageError(f"--{name} is {shown}, but must be from {least} to {most}")
 
 
 def check_path(what: str, text: str, folder: bool = False) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import strict_json
 from .errors import CheckpointError
+from .texts import reason
 
 _AGAIN = "download or copy it again"
 _DTYPES = {
@@ -87,7 +88,7 @@ class Tensors:
         try:
             tensor = self.read(name)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path}: cannot read {name}: {_line(error)}") from None
+            raise CheckpointError(f"{self.path}: cannot read {name}: {reason(error)}") from None
         if tensor.is_meta:
             raise CheckpointError(f"{self.path}: {name} was saved without its values")
         return tensor
@@ -131,7 +132,7 @@ def _open_shards(index: Path) -> Tensors:
         places = strict_json.load(index)["weight_map"]
         names = sorted(set(places.values()))
     except ValueError as error:
-        raise CheckpointError(f"{index}: not a readable index of shards ({_line(error)})") from None
+        raise CheckpointError(f"{index}: not a readable index of shards ({reason(error)})") from None
     except (OSError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{index}: not a readable index of shards: {_AGAIN}") from None
     if any(not isinstance(name, str) or Path(name).name != name for name in names):
@@ -193,7 +194,7 @@ def _open_safetensors(path: Path, header: int, size: int) -> Tensors:
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         if "IncompleteBuffer" in str(error) or "not fully covered" in str(error):
             raise CheckpointError(f"{path}: is cut short or damaged: {_AGAIN}") from None
-        raise CheckpointError(f"{path}: not a readable safetensors file ({_line(error)})") from None
+        raise CheckpointError(f"{path}: not a readable safetensors file ({reason(error)})") from None
     for name, kind in kinds.items():
         if kind not in _DTYPES:
             raise CheckpointError(f"{path}: {name} is of type {kind}, which cannot be read")
@@ -316,7 +317,3 @@ def _inert(module: str, name: str, made: type = object) -> type:
 
     does_nothing = {"__init__": lambda self, *args: None, "__setstate__": lambda self, state: None}
     return type(name, (), {"__module__": module, "__new__": new} | does_nothing)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

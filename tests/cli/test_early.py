@@ -1,5 +1,6 @@
 """What cannot work is said in one line before a model is loaded, and leaves nothing behind."""
 
+import dataclasses
 import logging
 import os
 import subprocess
@@ -9,7 +10,13 @@ import pytest
 import torch
 
 from sd_hyena import cli, sources
+from sd_hyena.anatomy.settings import AnatomySettings
+from sd_hyena.benchmark.settings import ImageSettings, LayerSettings, SizesSettings
 from sd_hyena.cli import main
+from sd_hyena.distill.prepare_settings import PrepareSettings
+from sd_hyena.distill.settings import TrainSettings
+from sd_hyena.evaluate.settings import EvaluateSettings
+from sd_hyena.generate.settings import GenerateSettings
 
 QUICK = ["-p", "a fox", "-W", "64", "-H", "64", "-s", "2", "-n", "1", "-k", "1", "--device", "cpu"]
 LONG = "a" * 300
@@ -85,6 +92,51 @@ def test_names_that_are_too_long(refused, words):
     error = refused(*words)
     assert "File name too long" in error
     assert LONG not in error
+
+
+SETTINGS = {
+    "generate": (GenerateSettings, ["-m", "demo", "-p", "x"]),
+    "prepare": (PrepareSettings, ["-m", "demo"]),
+    "train": (TrainSettings, ["-m", "demo"]),
+    "evaluate": (EvaluateSettings, ["-m", "demo", "-y", "demo"]),
+    "anatomy": (AnatomySettings, ["-m", "demo"]),
+    "benchmark layer": (LayerSettings, []),
+    "benchmark sizes": (SizesSettings, []),
+    "benchmark image": (ImageSettings, ["-m", "demo"]),
+}
+
+
+@pytest.mark.reliability(2, 17)
+@pytest.mark.parametrize("command", SETTINGS)
+def test_every_number_has_bounds(refused, command):
+    """Nothing is planned, imported or loaded for what would take gigabytes or years."""
+    settings, base = SETTINGS[command]
+    numbers = [f for f in dataclasses.fields(settings) if f.type in ("int", "float")]
+    assert numbers
+    for f in numbers:
+        wrong = ["-2", "1" + "0" * 30] + (["nan", "inf", "1e30"] if f.type == "float" else ["1000000000000000000000"])
+        for value in wrong:
+            assert f.name in refused(*command.split(), *base, f"--{f.name}={value}")
+
+
+@pytest.mark.reliability(17)
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("generate -m demo -p x -n 4000 -i 99999", "more than 100000 pictures"),
+        (f"generate -m demo -p x -y {'a,' * 2000}", "more than 1000 files"),
+        ("train -m demo -n 9999999 -s 1", "--save_every_n_steps 1 of 9999999 steps"),
+        ("train -m demo --mixed_precision fp16 --device cpu", "--mixed_precision fp16 trains on a GPU alone"),
+        (f"prepare -m demo --sizes {','.join(f'8x{8 * n}' for n in range(1, 1200))}", "more than 1000 sizes"),
+        ("demo --n_images 1000000000", "--n_images is 1000000000, but must be from 1 to 1000000"),
+        ("targets -m demo -W 1000000000", "the largest supported size is 16384"),
+        ("generate -m demo -p x --device cpu:7", "--device 'cpu:7': use auto"),
+        (f"generate -m demo -p x --steps {'9' * 5000}", "--steps: invalid int value"),
+    ],
+    ids=lambda words: words[:40],
+)
+def test_work_without_end_is_refused(refused, words, named):
+    assert named in refused(*words.split())
 
 
 @pytest.mark.parametrize("device", ["mps", "xpu", "meta", "vulkan", "cuda:99", "cuda", "cpu:x"])

@@ -192,7 +192,7 @@ def test_defaults_are_the_documented_ones(capsys):
         ("-m no-such -t IN03", 2, "model no-such not found"),
         ("-m demo -t IN03", 2, "no self-attention layer IN03"),
         ("-m demo -t IN91", 2, "no self-attention layer IN91"),
-        ("-m demo -W 0", 2, "width 0 px"),
+        ("-m demo -W 0", 2, "--width is 0"),
         ("-m demo -H 100", 2, "height 100 px: model demo needs a positive multiple of 8, such as 96"),
         ("-m demo -f ../{s}", 2, "must not leave the output folder"),
         ("-m demo -f {s.__class__}", 2, "is not one of them"),

@@ -1,16 +1,27 @@
 """Words of the command line reach their options as they were typed, or are refused in one line."""
 
+import logging
 import os
+import re
+import string
 import subprocess
 import sys
+import unicodedata
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.text import Text
 
-from sd_hyena.cli import generate, main
+from sd_hyena import cli
+from sd_hyena.cli import display, generate, main
 from sd_hyena.cli.parser import Parser
+from sd_hyena.errors import SdHyenaError
+from sd_hyena.evaluate import page, tables
+from sd_hyena.texts import one_line, printable, reason
 
 BASE = ["generate", "-m", "demo", "-p", "a fox"]
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]))
@@ -166,3 +177,91 @@ def test_bytes_from_a_shell():
 
 def test_white_space_in_a_prompt_is_kept():
     assert given_to(generate, ["generate", "-p", "two\nlines\tand a tab\r\n"])["prompt"] == "two\nlines\tand a tab\r\n"
+
+
+HOSTILE = "\x1b[31mred\x07 \x9b2J \u202eback \u2028line \ud800"
+
+
+@pytest.mark.reliability(1, 16)
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=30))
+def test_what_is_printable_has_nothing_that_a_terminal_obeys(text):
+    shown = one_line(text + HOSTILE)
+    assert not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in "\u202a\u202e\u2066" for c in shown)
+    assert printable(shown) == shown
+    assert printable("a\nb", lines=True) == "a\nb"
+
+
+@pytest.mark.reliability(1)
+def test_foreign_texts_pass_one_place(capsys):
+    """Lines, tables with their titles and headings, bars, the log, and the last line of an error."""
+    rows = SimpleNamespace(title=HOSTILE, headings=[HOSTILE, "x"], lines=[[HOSTILE, HOSTILE]])
+    display.print_tables([rows])
+    display.phase(HOSTILE)
+    display.console.print(Text(HOSTILE))
+    cli._log_our_lines_alone()
+    logging.getLogger("sd_hyena.x").warning("%s\n%s", HOSTILE, HOSTILE)
+    for error in (SdHyenaError(f"{HOSTILE}\n{HOSTILE}"), ValueError(HOSTILE)):
+        with mock.patch.object(generate, "run", side_effect=error):
+            assert main(["generate"]) == 1
+    with pytest.raises(SystemExit):
+        main(["generate", "-n", HOSTILE[:-1]])
+    out, err = capsys.readouterr()
+    assert r"\x1b[31mred\x07" in out
+    assert not set(out + err) & set(HOSTILE.replace(" ", "")) - set(string.printable)
+    assert err.count("\n") == 4
+    assert all(line.startswith("sd-hyena: ") for line in err.splitlines())
+
+
+@pytest.mark.reliability(16)
+def test_names_in_reports_say_no_more_than_themselves():
+    name = "a|b <img> [x](y) `c`\n\x1b"
+    table = tables.markdown_table(tables.Table("", "", ["x", "y"], [[name, "1"]]))
+    assert table.splitlines()[2] == r"| a\|b &lt;img> \[x](y) \`c\` \\x1b | 1 |"
+    assert "<img>" not in page.table(["x"], [[name]]) + page.page(name) + page.keys([(name, name)])
+
+
+ADVICE = "trust_remote_code|weights_only|allow_pickle|safe_serialization|HF_HUB_OFFLINE|pip install|http"
+
+
+@pytest.mark.reliability(3)
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("It has code.\nPlease pass `trust_remote_code=True` to run it."), "It has code"),
+        (ValueError("Load failed. We changed `weights_only` from `False` to `True`; allow_pickle=True"), "Load failed"),
+        (OSError("x is no model, or set HF_HUB_OFFLINE=1 and see https://x.y"), "x is no model"),
+        (ImportError("pip install x"), "ImportError"),
+        (OSError(28, "No space left on device", "x"), "No space left on device"),
+        (KeyError("weight"), "no 'weight'"),
+        (MemoryError(), "out of memory"),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
+        (RuntimeError("enforce fail\n\nException raised from x:\nframe #0"), "enforce fail"),
+        (ValueError("one\ntwo\n  three"), "one two three"),
+        (ValueError("y" * 999), "y" * 217 + "..." + "y" * 20),
+    ],
+)
+def test_a_librarys_words_without_its_advice(error, expected):
+    assert reason(error) == expected
+    assert not re.search(ADVICE, reason(error))
+
+
+@pytest.mark.reliability(7)
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "out of memory: lower the size in px, the batch size or the pictures at a time"),
+        (torch.OutOfMemoryError("Tried to allocate 3 GiB"), "out of memory: lower the size in px"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory: lower"),
+        (OSError(5, "Input/output error", "a\x1bfile"), r"a\x1bfile: Input/output error"),
+        (AssertionError(), "AssertionError at cli/__init__.py:N (--debug shows where)"),
+        (UnicodeEncodeError("ascii", "é", 0, 1, "ordinal"), "UnicodeEncodeError at cli/__init__.py:N: 'ascii' codec"),
+        (ValueError("one\ntwo\nthree"), "ValueError at cli/__init__.py:N: one two three (--debug shows where)"),
+    ],
+)
+def test_errors_that_nobody_foresaw_are_one_line(error, line, capsys):
+    with mock.patch.object(generate, "run", side_effect=error):
+        assert main(["generate"]) == 1
+    err = re.sub(r"py:\d+", "py:N", capsys.readouterr().err)
+    assert err.startswith(f"sd-hyena: {line}")
+    assert err.count("\n") == 1

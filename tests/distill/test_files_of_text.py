@@ -142,10 +142,10 @@ def test_control_characters_in_recipes_are_refused(tmp_path, capsys):
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     path = written(tmp_path / "p.txt", LINES)
 
-    def refuse(self):
+    def refuse(self, mode):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    monkeypatch.setattr("pathlib.Path.open", refuse)
     with pytest.raises(UsageError, match=r"p\.txt: cannot be read: Permission denied"):
         read_prompts(path)
 

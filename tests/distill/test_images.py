@@ -1,15 +1,19 @@
 """Pictures of every mode teach what they show: each is held to the 8-bit version of itself."""
 
+import contextlib
 import os
+import struct
+import subprocess
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image, ImageFile
 from safetensors.torch import load_file
 
 from sd_hyena.cli import main
 from sd_hyena.distill.images import read_rgb, seen_size
-from sd_hyena.distill.prompts import list_images
+from sd_hyena.distill.prompts import list_images, read_prompts
 from sd_hyena.errors import SdHyenaError, UsageError
 
 VALUES = np.linspace(0, 255, 16 * 24).reshape(16, 24).astype(np.uint8)
@@ -191,11 +195,52 @@ def test_captions_in_any_case(tmp_path):
     assert found == {"A.PNG": "caption of A.PNG", "b.png": "caption of b.png", "C.png": "large"}
 
 
-def test_pictures_too_large_to_read_say_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    GREY.save(tmp_path / "x.png")
-    with pytest.raises(UsageError, match=r"x\.png: has more pixels than the 200 that are read: make it smaller"):
-        seen_size(tmp_path / "x.png")
+@pytest.mark.reliability(17)
+def test_pictures_too_large_to_read_say_so_by_their_header(tmp_path, monkeypatch):
+    header = b"IHDR" + struct.pack(">IIBBBBB", 13000, 13000, 1, 0, 0, 0, 0)
+    chunks = [header, b"IDAT" + zlib.compress(bytes(13000))]
+    data = b"".join(struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("was decoded"))
+    for read, kind in ((seen_size, UsageError), (read_rgb, SdHyenaError)):
+        with pytest.raises(kind, match=r"x\.png: has more pixels than the 67108864 \(8192x8192\) that are read"):
+            read(tmp_path / "x.png")
+
+
+@pytest.mark.reliability(3)
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp", "x.tif", "x.gif", "x.bmp"])
+def test_what_is_named_a_picture_starts_no_program(tmp_path, monkeypatch, name):
+    """Pillow has Ghostscript draw an EPS, whatever it is called; and reads many formats that nobody means."""
+    from sd_hyena.share.samples import read_sheet
+
+    started = []
+    monkeypatch.setattr(subprocess.Popen, "__init__", lambda *args, **options: started.append(args))
+    monkeypatch.setattr(os, "system", started.append)
+    (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n")
+    for read in (seen_size, read_rgb, read_sheet):
+        with pytest.raises((UsageError, SdHyenaError), match="cannot be read as an image"):
+            read(tmp_path / name)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    with contextlib.suppress(Exception):  # Pillow as it is
+        Image.open(tmp_path / name).load()
+    assert len(started) == 1
+
+
+@pytest.mark.reliability(16, 17)
+def test_captions_and_prompts_that_nobody_means_are_refused(tmp_path, capsys):
+    folder = captioned(tmp_path / "i", "a.png")
+    (folder / "a.txt").write_text("word " * 2500)
+    with pytest.raises(UsageError, match=r"a\.txt: is 12,499 characters long, but a prompt may have 10,000"):
+        list_images(folder)
+    with open(folder / "a.txt", "wb") as file:
+        file.truncate(50_000_000)
+    with pytest.raises(UsageError, match=r"a\.txt: is larger than 1 MiB, which is no caption"):
+        list_images(folder)
+    (tmp_path / "p.txt").write_text("a fox\n\n" + "x" * 10_001)
+    with pytest.raises(UsageError, match=r"p\.txt: line 3: is 10,001 characters long"):
+        read_prompts(str(tmp_path / "p.txt"))
+    assert main(["generate", "-m", "demo", "-p", "x" * 10_001]) == 2
+    assert "--prompt: is 10,001 characters long" in capsys.readouterr().err
 
 
 def test_what_only_decoding_shows_is_seen_at_once(tmp_path):

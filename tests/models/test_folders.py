@@ -1,11 +1,13 @@
 """diffusers folders and hub ids: variants, shards, other kinds of folders, and nothing of theirs is ever run."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 
 import diffusers
 import pytest
@@ -133,6 +135,72 @@ def test_code_in_folders_is_never_run(changes, folder):
     with pytest.raises(UsageError, match="code in a folder is not run"):
         locate(str(folder))
     assert not list(folder.rglob("ran"))
+
+
+@pytest.mark.reliability(3)
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("pipeline.py", "open('ran', 'w')"),
+        ("vae/modeling_mine.py", "open('ran', 'w')"),
+        ("text_encoder/config.json", {"auto_map": {"AutoModel": "modeling_mine.Mine"}}),
+        ("tokenizer/tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}}),
+        ("model_index.json", {"custom_pipeline": "someone/pipeline"}),
+        ("text_encoder/config.json", {"attn_implementation": "someone/kernels"}),
+    ],
+)
+def test_what_asks_to_run_code_is_refused_in_our_words(path, content, folder, capsys):
+    if isinstance(content, dict):
+        edit(folder / path, **content)
+    else:
+        (folder / path).write_text(content)
+    assert cli.main(["generate", "-m", str(folder), "-p", "x", "-o", str(folder / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert re.search(rf"{re.escape(path)}.* never (run|done)", line)
+    assert "trust_remote_code" not in line
+    assert not list(folder.rglob("ran"))
+
+
+@pytest.mark.reliability(3)
+def test_no_code_beside_a_folder_is_looked_for(folder, monkeypatch):
+    """diffusers runs a file that is called as the custom pipeline that nobody asked for: None.py."""
+    monkeypatch.chdir(folder)
+    (folder / "None.py").write_text("open('ran', 'w').close()")
+    load_pipeline(locate(str(folder)))
+    assert not (folder / "ran").exists()
+    with contextlib.suppress(Exception):
+        diffusers.DiffusionPipeline.from_pretrained(str(folder), trust_remote_code=True)
+    assert (folder / "ran").exists()  # else this shows nothing
+
+
+@pytest.mark.reliability(2)
+@pytest.mark.parametrize(
+    ("path", "changes", "named"),
+    [
+        ("unet/config.json", {"layers_per_block": 10**6}, "layers_per_block is 1000000, but must be at most 256"),
+        ("unet/config.json", {"transformer_layers_per_block": [1, 10**6, 1, 1]}, "transformer_layers_per_block is"),
+        ("unet/config.json", {"layers_per_block": [[250] * 60] * 4}, "cannot be used: can't multiply"),
+        ("unet/config.json", {"transformer_layers_per_block": 200, "layers_per_block": 200}, "asks for more layers"),
+        ("unet/config.json", {"norm_num_groups": 0}, "norm_num_groups is 0, but must be above 0"),
+        ("unet/config.json", {"block_out_channels": [64, -1]}, "block_out_channels is -1"),
+        ("unet/config.json", {"sample_size": ["x", "y"]}, "sample_size is 'x', but must be a number"),
+        ("vae/config.json", {"scaling_factor": 0}, "scaling_factor is 0, but must be above 0"),
+        ("vae/config.json", {"latent_channels": "4"}, "latent_channels is '4', but must be a number"),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+        ("text_encoder/config.json", {"hidden_size": 2.5}, "hidden_size is 2.5, but must be a whole number"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}, "num_train_timesteps is 1000000000"),
+        ("scheduler/scheduler_config.json", {"beta_start": 1.5}, "its betas are not from 0 to 1"),
+        ("scheduler/scheduler_config.json", {"beta_end": float("inf")}, "Infinity is no number"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 10**30}, "model_max_length is 1"),
+    ],
+)
+def test_configurations_are_bounded_and_named(path, changes, named, folder):
+    edit(folder / path, **changes)
+    started = time.process_time()
+    with pytest.raises(CheckpointError, match=rf"{re.escape(path)}\b.*{named}") as caught:
+        load_pipeline(locate(str(folder)))
+    assert time.process_time() - started < 10
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +399,7 @@ class Evil:
     [
         (ValueError("... to run it, pass trust_remote_code=True"), "asks to run code of its own, which is never done"),
         (ValueError("no such `variant=ema` files"), "has no weights of variant ema"),
-        (ValueError("Repo id is odd\nbecause"), "cannot be downloaded: Repo id is odd$"),
+        (ValueError("Repo id is odd\nbecause"), "cannot be downloaded: Repo id is odd because$"),
         (OSError("no route to host"), "is not in the cache of downloaded models, and the hub cannot be reached"),
     ],
     ids=["code", "variant", "other", "network"],

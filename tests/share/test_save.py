@@ -131,7 +131,7 @@ def test_a_sheet_that_is_given(patched, tmp_path):
     for given in (picture, tmp_path / "mine.jpg"):
         sd_hyena.save_pretrained(patched, tmp_path / "layers", sheet=given)
         assert Image.open(tmp_path / "layers" / "sheet.png").size == (8, 8)
-    with pytest.raises(UsageError, match=r"sheet .*none\.png: cannot be read as a picture: No such file"):
+    with pytest.raises(UsageError, match=r"sheet .*none\.png: cannot be read: No such file"):
         sd_hyena.save_pretrained(patched, tmp_path / "layers", sheet=tmp_path / "none.png")
     for wrong in (torch.zeros(8, 8, 3).numpy(), [picture], 3):
         with pytest.raises(UsageError, match=r"sheet must be a picture \(PIL.Image.Image\) or its file, got"):

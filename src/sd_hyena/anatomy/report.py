@@ -10,6 +10,7 @@ from .. import strict_json
 from ..evaluate.tables import Table, markdown_table
 from ..files import Claim, make_folder
 from ..machine import describe
+from ..texts import in_markdown
 from .figures import plot_displacement, plot_heads
 from .heads import ORACLES, WINDOW, WINDOWS
 from .run import Anatomy, LayerAnatomy
@@ -95,7 +96,7 @@ def markdown(result: Anatomy) -> str:
     """The tables, and what was looked at, where and how."""
     s = result.settings
     where = f"{s.width}x{s.height} px, {describe(result.machine)}, {result.machine['date']}."
-    parts = [f"# Anatomy of {s.name}", f"`{result.command()}`", where]
+    parts = [f"# Anatomy of {in_markdown(s.name)}", f"`{result.command()}`", where]
     for table in tables(result):
         parts += [f"## {table.title.capitalize()}", table.note, markdown_table(table)]
         if table.headings[-1] == "advice":

@@ -10,8 +10,9 @@ from ..distill.prompts import default_prompts, read_prompts
 from ..errors import UsageError
 from ..families import ARCHITECTURES, DEMO
 from ..files import refuse_existing
+from ..generate.settings import check_guidance
 from ..models.choices import ModelChoices
-from ..settings import option
+from ..settings import SEEDS, SIDE, check_bounds, option
 from ..targets import parse_names
 
 FILES = ("anatomy.md", "anatomy.json", "anatomy.png", "displacement.png")
@@ -27,15 +28,17 @@ class AnatomySettings(ModelChoices):
     prompts: str = option(
         "", "file with one prompt a line; unless given, the bundled model's or a short general list", path=True
     )
-    num_prompts: int = option(4, "how many pictures the model draws, to look at itself on", short="-n")
-    width: int = option(512, "image width in px; demo: 256 unless given", short="-W")
-    height: int = option(512, "image height in px; demo: 256 unless given", short="-H")
-    steps: int = option(20, "diffusion steps of those pictures", short="-s")
-    cfg_scale: float = option(5.0, "classifier-free guidance scale of those pictures", short="-c")
-    seed: int = option(0, "of the first picture and of the choice of prompts", short="-k")
-    bands: int = option(3, "timestep bands")
-    samples: int = option(2, "noised latents in each band")
-    rank: int = option(16, "of the low-rank oracles; an eighth of the cells on small grids")
+    num_prompts: int = option(
+        4, "how many pictures the model draws, to look at itself on", short="-n", within=(1, 1000)
+    )
+    width: int = option(512, "image width in px; demo: 256 unless given", short="-W", within=(1, SIDE))
+    height: int = option(512, "image height in px; demo: 256 unless given", short="-H", within=(1, SIDE))
+    steps: int = option(20, "diffusion steps of those pictures", short="-s", within=(1, 1000))
+    cfg_scale: float = option(5.0, "classifier-free guidance scale of those pictures", short="-c", within=(0, 100))
+    seed: int = option(0, "of the first picture and of the choice of prompts", short="-k", within=(0, SEEDS))
+    bands: int = option(3, "timestep bands", within=(1, 100))
+    samples: int = option(2, "noised latents in each band", within=(1, 1000))
+    rank: int = option(16, "of the low-rank oracles; an eighth of the cells on small grids", within=(1, 256))
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     out: str = option("", f"folder for {', '.join(FILES)}; unless given, only print", short="-o", folder=True)
     overwrite: bool = option(False, "replace files that are already there")
@@ -46,19 +49,8 @@ class AnatomySettings(ModelChoices):
             raise UsageError("give either -m/--model or --random_weights")
         self.check_model_choices(self.model)
         parse_names(self.target)
-        limits = {
-            "num_prompts": (1, 1000),
-            "steps": (1, 1000),
-            "seed": (0, 2**63),
-            "bands": (1, 100),
-            "samples": (1, 1000),
-            "rank": (1, 256),
-        }
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise UsageError(f"--{name} is {getattr(self, name)}, but must be from {low} to {high}")
-        if not (self.cfg_scale == 0 or 1 <= self.cfg_scale <= 100):
-            raise UsageError(f"--cfg_scale is {self.cfg_scale:g}, but must be 0 (no guidance) or from 1 to 100")
+        check_bounds(self)
+        check_guidance(self.cfg_scale)
         refuse_existing(self.outputs(), self.overwrite, "--out")
 
     def outputs(self) -> list[Path]:

@@ -21,6 +21,7 @@ from ..config import OPERATORS, OperatorConfig
 from ..nn import build
 from ..nn.operator import Linear
 from ..nn.teacher import Projections as Given
+from ..texts import reason
 from . import references
 from .settings import RIVALS
 
@@ -257,7 +258,7 @@ def _missing(kind: Kind, small: Shape, backward: bool) -> str:
     except (RuntimeError, ValueError, NotImplementedError) as error:
         if kind.family == "hyena":
             raise
-        return str(error).split(". ")[0].split("\n")[0] or type(error).__name__
+        return reason(error).split(". ")[0]
     return ""
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import SdHyenaError, is_out_of_memory
 from ..machine import free_memory
+from ..texts import reason
 from .kinds import KINDS, Kind, Shape
 from .memory import peak_of_call
 from .timing import Timing, interleaved, stopwatch
@@ -132,7 +133,7 @@ def _reason_for(error: Exception, kind: Kind, fatal: bool) -> str:
         return "skipped: out of memory"
     if fatal and (kind.family == "hyena" or not isinstance(error, RuntimeError) or isinstance(error, SdHyenaError)):
         raise error
-    return f"failed: {' '.join(str(error).split())[:160]}"
+    return f"failed: {reason(error)}"
 
 
 def check(kind: str, shape: Shape, *, backward: bool = False) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 from .. import strict_json
 from ..errors import UsageError
 from ..machine import describe
+from ..texts import in_markdown
 from .image import ImageRow
 from .measure import Row, crossover
 
@@ -140,7 +141,14 @@ def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> s
     """A Markdown table, the first column left-aligned, the others right-aligned."""
     rule = "|".join(["---"] + ["---:"] * (len(headings) - 1))
     return (
-        "\n".join([f"| {' | '.join(headings)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
+        "\n".join(
+            [
+                f"| {' | '.join(headings)} |",
+                f"|{rule}|",
+                *(f"| {' | '.join(map(in_markdown, line))} |" for line in lines),
+            ]
+        )
+        + "\n"
     )
 
 

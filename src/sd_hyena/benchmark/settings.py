@@ -9,9 +9,9 @@ from ..config import OPERATORS, OperatorChoices
 from ..errors import UsageError
 from ..families import ARCHITECTURES
 from ..files import refuse_existing
-from ..generate.settings import split_entries
+from ..generate.settings import check_guidance, split_entries
 from ..models.choices import ModelChoices
-from ..settings import check_path, option
+from ..settings import BATCH, SIDE, STEPS, check_bounds, check_path, option
 from ..sources import hyena_path
 from ..targets import parse_names
 
@@ -47,15 +47,14 @@ class _Common:
 
     dtype: str = option("auto", "auto: float16 on a GPU, float32 on the CPU", choices=DTYPES)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    threads: int = option(0, "CPU threads; 0: PyTorch's own choice")
+    threads: int = option(0, "CPU threads; 0: PyTorch's own choice", within=(0, 1024))
     out: str = option("", "write OUT.json, OUT.csv, OUT.md, OUT.png and OUT.svg", written=True)
     compare: str = option("", "the .json of an earlier run to compare with", path=True)
     overwrite: bool = option(False, "replace files that are already there")
 
     def validate(self) -> None:
         """Raises UsageError for the first setting that cannot work."""
-        if self.threads < 0:
-            raise UsageError(f"--threads is {self.threads}, but must be 0 or more")
+        check_bounds(self)
         if self.compare and not Path(self.compare).is_file():
             raise UsageError(f"--compare {self.compare}: no such file")
         if self.out:
@@ -72,23 +71,18 @@ class _Layers(_Common):
     """Settings of the commands that time one layer."""
 
     kinds: str = option("all", f"comma list of {', '.join(ALL_KINDS)}, or of the groups {', '.join(GROUPS)}")
-    dim: int = option(320, "channels of the layer; IN01 of SD 1.x: 320")
-    heads: int = option(8, "attention heads")
-    extent: int = option(512, "image width in px that the operators were made for")
+    dim: int = option(320, "channels of the layer; IN01 of SD 1.x: 320", within=(1, 8192))
+    heads: int = option(8, "attention heads", within=(1, 8192))
+    extent: int = option(512, "image width in px that the operators were made for", within=(1, SIDE))
     backward: bool = option(False, "time forward and backward together, as in training")
-    repeats: int = option(15, "rounds at most")
-    budget: float = option(15.0, "seconds of timing per size; one round is always made")
-    max_seconds: float = option(60.0, "skip a kind whose call would take longer")
+    repeats: int = option(15, "rounds at most", within=(1, 100000))
+    budget: float = option(15.0, "seconds of timing per size; one round is always made", within=(0, 1e6))
+    max_seconds: float = option(60.0, "skip a kind whose call would take longer", within=(0.001, 1e6))
 
     def validate(self) -> None:
         super().validate()
-        for name in ("dim", "heads", "repeats"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}, but must be at least 1")
         if self.dim % self.heads:
             raise UsageError(f"--dim {self.dim} is not a multiple of --heads {self.heads}")
-        if self.budget < 0 or self.max_seconds <= 0:
-            raise UsageError("--budget must not be negative, and --max_seconds must be positive")
         _check_pixels("extent", self.extent)
         self.chosen_kinds()
 
@@ -106,16 +100,14 @@ class _Layers(_Common):
 class LayerSettings(_Layers):
     """``sd-hyena benchmark layer``."""
 
-    width: int = option(512, "image width in px", short="-W")
-    height: int = option(512, "image height in px", short="-H")
-    batch_size: int = option(8, "images at once", short="-b")
+    width: int = option(512, "image width in px", short="-W", within=(1, SIDE))
+    height: int = option(512, "image height in px", short="-H", within=(1, SIDE))
+    batch_size: int = option(8, "images at once", short="-b", within=(1, BATCH))
 
     def validate(self) -> None:
         super().validate()
         _check_pixels("width", self.width)
         _check_pixels("height", self.height)
-        if self.batch_size < 1:
-            raise UsageError(f"--batch_size is {self.batch_size}, but must be at least 1")
 
 
 @dataclass
@@ -123,13 +115,11 @@ class SizesSettings(_Layers):
     """``sd-hyena benchmark sizes``."""
 
     widths: str = option("256,512,768,1024,1280,2048,4096", "image widths in px")
-    batch_size: int = option(1, "images at once", short="-b")
+    batch_size: int = option(1, "images at once", short="-b", within=(1, BATCH))
 
     def validate(self) -> None:
         super().validate()
         self.chosen_widths()
-        if self.batch_size < 1:
-            raise UsageError(f"--batch_size is {self.batch_size}, but must be at least 1")
 
     def chosen_widths(self) -> list[int]:
         """In px, ascending. Raises UsageError."""
@@ -149,12 +139,12 @@ class ImageSettings(_Common, ModelChoices, OperatorChoices):
     )
     target: str = option("", "layers to replace; with random weights, by untrained Hyena layers", short="-t")
     attention: str = option("sdpa", "comma list of the attentions to compare with: sdpa, naive, xformers")
-    width: int = option(512, "image width in px", short="-W")
-    height: int = option(512, "image height in px", short="-H")
-    steps: int = option(10, "diffusion steps", short="-s")
-    cfg_scale: float = option(7.0, "classifier-free guidance scale; 0 disables guidance", short="-c")
-    num_images: int = option(1, "images at once", short="-n")
-    repeats: int = option(2, "generations of each entry, in turns, after a warm-up of one step")
+    width: int = option(512, "image width in px", short="-W", within=(1, SIDE))
+    height: int = option(512, "image height in px", short="-H", within=(1, SIDE))
+    steps: int = option(10, "diffusion steps", short="-s", within=(1, STEPS))
+    cfg_scale: float = option(7.0, "classifier-free guidance scale; 0 disables guidance", short="-c", within=(0, 100))
+    num_images: int = option(1, "images at once", short="-n", within=(1, BATCH))
+    repeats: int = option(2, "generations of each entry, in turns, after a warm-up of one step", within=(1, 100000))
 
     def validate(self) -> None:
         super().validate()
@@ -166,9 +156,7 @@ class ImageSettings(_Common, ModelChoices, OperatorChoices):
             raise UsageError("--hyena needs a model: with --random_weights, --target says what is replaced")
         if self.target:
             parse_names(self.target)
-        for name in ("steps", "num_images", "repeats"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}, but must be at least 1")
+        check_guidance(self.cfg_scale)
         _check_pixels("width", self.width)
         _check_pixels("height", self.height)
         unknown = [name for name in self.attentions() if name not in ("sdpa", "naive", "xformers")]

@@ -8,13 +8,15 @@ import logging
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .. import __version__, interrupts, processes
 from ..errors import SdHyenaError, UsageError, is_out_of_memory
 from ..ops import environment
-from ..texts import check_text, shortened
+from ..texts import check_text, one_line, reason, shortened
 from .parser import Parser
 
 COMMANDS = {
@@ -31,6 +33,7 @@ COMMANDS = {
     "demo": "the whole story on the bundled model, with a report",
 }
 SHARED = ("prepare", "train", "generate")  # commands whose work several processes may share
+PACKAGE = Path(__file__).parent.parent
 COMMAND_LINE = "sd-hyena's command line"  # the name of its log handler
 
 
@@ -82,7 +85,7 @@ def _run(run: Callable[[dict[str, Any]], int], args: dict[str, Any], alone: bool
     except (UsageError, SdHyenaError) as error:
         if debug:
             raise
-        _say(str(error))
+        _say(str(error) or type(error).__name__)
         return 2 if isinstance(error, UsageError) else 1
     except Exception as error:
         if debug:
@@ -93,17 +96,33 @@ def _run(run: Callable[[dict[str, Any]], int], args: dict[str, Any], alone: bool
         if processes.lost(error):
             _say("another process of this run has ended, and so does this one; what is written stays (train: --resume)")
             return 1
-        if is_out_of_memory(error):
-            _say("out of memory: lower what is asked for at a time (--debug shows where)")
-            return 1
-        reason = " ".join(str(error).split()) or "no message"
-        _say(f"{type(error).__name__}: {reason} (--debug shows where)")
+        _say(_unforeseen(error))
         return 1
 
 
 def _say(line: str) -> None:
+    line = one_line(line)
     if processes.first_to_say(line):
         print(f"sd-hyena: {line}", file=sys.stderr)
+
+
+def _unforeseen(error: Exception) -> str:
+    """What to say of an error that nobody has put into words."""
+    kind, text = type(error).__name__, reason(error)
+    if is_out_of_memory(error):
+        return "out of memory: lower the size in px, the batch size or the pictures at a time"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {text}"
+    places = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(PACKAGE)]
+    where = f" at {Path(places[-1].filename).relative_to(PACKAGE)}:{places[-1].lineno}" if places else ""
+    return f"{kind}{where}{'' if text == kind else f': {text}'} (--debug shows where)"
+
+
+class _Lines(logging.Formatter):
+    """A line for each record, and the traceback of one that has it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(super().formatMessage(record))
 
 
 def _log_our_lines_alone() -> None:
@@ -116,7 +135,7 @@ def _log_our_lines_alone() -> None:
         ours.removeHandler(handler)
     handler = logging.StreamHandler()
     handler.name = COMMAND_LINE
-    handler.setFormatter(logging.Formatter("sd-hyena: %(message)s"))
+    handler.setFormatter(_Lines("sd-hyena: %(message)s"))
     handler.addFilter(lambda record: processes.first_to_say(record.getMessage()))
     ours.addHandler(handler)
     if not root.handlers:  # else Python prints warnings that nobody handles

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any]) -> int:
     settings = resolve(AnatomySettings, args, defaults=lambda given: size_defaults(given.get("model", "")))
     settings.validate()
+    device = choose_device(settings.device)
     claim = Claim(settings.outputs())
     settings.read_prompts()
     check_size(settings.name, settings.width, settings.height)
@@ -29,7 +30,6 @@ def run(args: dict[str, Any]) -> int:
     skeleton = unet_skeleton(source) if source else None
     if skeleton is not None:
         select(find_targets(skeleton), settings.target)
-    device = choose_device(settings.device)
 
     from ..anatomy.report import tables, write
     from ..anatomy.run import examine

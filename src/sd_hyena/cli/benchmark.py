@@ -44,6 +44,7 @@ def run(args: dict[str, Any]) -> int:
     kind, _ = COMMANDS[what]
     settings = resolve(kind, args, defaults=lambda given: size_defaults(given.get("model", "")))
     settings.validate()
+    settings.device = choose_device(settings.device)
     claim, old = Claim(settings.outputs()), None
     if settings.compare:
         from ..benchmark.report import read_document
@@ -57,7 +58,6 @@ def run(args: dict[str, Any]) -> int:
 
     from ..machine import settle
 
-    settings.device = choose_device(settings.device)
     settle(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)

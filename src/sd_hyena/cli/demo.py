@@ -9,7 +9,7 @@ from ..arguments import given_path
 from ..errors import UsageError
 from ..files import refuse_existing
 from ..interrupts import Interrupted
-from ..settings import check_path
+from ..settings import MANY, STEPS, check_number, check_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +28,8 @@ def run(args: dict[str, Any]) -> int:
     from .device import choose_device
 
     widths = parse_widths(args["widths"])
-    if min(args["n_steps"], args["n_images"], args["prompts"], args["steps"]) < 1:
-        raise UsageError("--n_steps, --n_images, --prompts and --steps must be at least 1")
+    for name, most in (("n_steps", MANY), ("n_images", 1_000_000), ("prompts", 10_000), ("steps", STEPS)):
+        check_number(name, args[name], 1, most)
     out = given_path(args["out_dir"], "--out_dir")
     check_path("--out_dir", str(out), folder=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ..errors import UsageError
@@ -18,18 +19,15 @@ def choose_dtype(mixed_precision: str) -> Any:
 def choose_device(name: str) -> str:
     """ "auto" -> "cuda" if there is one, else "cpu"; of several processes on a machine, each gets its own GPU. Raises
     UsageError for one that is not there, or of no use here."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name):
+        raise UsageError(f"--device {name!r}: use auto, cpu, cuda or cuda:N (mps on a Mac)")
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and here().count > 1 and torch.cuda.is_available():
         return f"cuda:{here().local % torch.cuda.device_count()}"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise UsageError(f"--device {name!r}: use auto, cpu, cuda or cuda:N (mps on a Mac)")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: this machine has no usable CUDA device")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

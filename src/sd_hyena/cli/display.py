@@ -1,4 +1,4 @@
-"""What the commands print: phases, the training progress bar, tables."""
+"""What the commands print: phases, the training progress bar, tables. Whatever they print passes ``console``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,32 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from ..texts import printable
+
 WIDTH_OF_FILES = 160  # columns
 
-console = Console(highlight=False, markup=False, emoji=False)
+
+class PlainConsole(Console):
+    """Prints what it is given as it is, and nothing that a terminal would obey."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text, lines=True), **options)
+
+    def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):  # of texts that were made elsewhere too
+            yield segment if segment.control else Segment(printable(segment.text, lines=True), segment.style)
+
+
+console = PlainConsole()
 
 
 def phase(text: str) -> None:
@@ -129,7 +147,7 @@ def counting_progress() -> Iterator[Callable[[int, int], None]]:
 def print_tables(tables: Sequence[Any], left: Collection[str] = ()) -> None:
     """Tables with their titles; where the output is no terminal, as wide as they need to be. Figures are on the
     right, the first column, advice and what is under the headings ``left`` on the left."""
-    wide = console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=WIDTH_OF_FILES)
+    wide = console if console.is_terminal else PlainConsole(width=WIDTH_OF_FILES)
     for content in tables:
         table = Table(title=content.title)
         for position, heading in enumerate(content.headings):

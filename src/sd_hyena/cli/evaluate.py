@@ -22,12 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any]) -> int:
     settings = resolve(EvaluateSettings, args, defaults=lambda given: size_defaults(given["model"]))
     settings.validate()
+    device = choose_device(settings.device)
     claim = Claim(settings.outputs())
     source = locate(settings.model, settings.variant)
     check_size(source.name, settings.width, settings.height)
     prompts = settings.read_prompts()
     check_files(settings.drawing(), source)
-    return _evaluate(settings, source, prompts, choose_device(settings.device), claim)
+    return _evaluate(settings, source, prompts, device, claim)
 
 
 def _evaluate(settings: EvaluateSettings, source: ModelSource, prompts: list[str], device: str, claim: Claim) -> int:

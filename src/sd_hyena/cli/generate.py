@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: dict[str, Any]) -> int:
     settings = resolve(GenerateSettings, args, defaults=lambda given: size_defaults(given["model"]))
     settings.validate()
+    device = choose_device(settings.device)
     claim = Claim(settings.outputs())
     source = locate(settings.model, settings.variant)
     for stage in stages(settings):
@@ -42,7 +43,7 @@ def run(args: dict[str, Any]) -> int:
     if settings.hires:
         _check_hires(source)
     check_files(settings, source)
-    return _draw(settings, source, claim)
+    return _draw(settings, source, device, claim)
 
 
 def _check_hires(source: ModelSource) -> None:
@@ -66,7 +67,7 @@ def check_files(settings: GenerateSettings | ImageSettings, source: ModelSource)
         check_stack(entry, [list(choose_layers(skeleton, files[f], settings.target or None).values()) for f in entry])
 
 
-def _draw(settings: GenerateSettings, source: Any, claim: Claim) -> int:
+def _draw(settings: GenerateSettings, source: Any, device: str, claim: Claim) -> int:
     import torch
 
     from ..fingerprint import HASH, fingerprint
@@ -75,7 +76,6 @@ def _draw(settings: GenerateSettings, source: Any, claim: Claim) -> int:
     from ..models import load_pipeline
     from .display import console, phase
 
-    device = choose_device(settings.device)
     check_offload(settings.offload, device)
     dtype = settings.dtype if settings.dtype != "auto" else "float32" if device == "cpu" else "float16"
     phase(f"loading {source.name}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ..processes import first_to_say
+from ..texts import one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line, and exit status 2."""
-        line = f"sd-hyena: {message} (see {self.prog} --help)\n"
+        line = f"sd-hyena: {one_line(message, 80)} (see {self.prog} --help)\n"
         self.exit(2, line if first_to_say(line) else None)
 
     def joined(self, words: Sequence[str]) -> list[str]:

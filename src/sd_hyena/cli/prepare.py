@@ -26,6 +26,7 @@ def run(args: dict[str, Any]) -> int:
     overwrite = args.pop("overwrite")
     settings = resolve(PrepareSettings, args, defaults=_defaults)
     settings.validate()
+    device = choose_device(settings.device)
     source = locate(settings.teacher_model, settings.variant)
     for width, height in parse_sizes(settings.sizes):
         check_size(source.name, width, height)
@@ -33,7 +34,6 @@ def run(args: dict[str, Any]) -> int:
     images = list_images(Path(settings.images)) if settings.images else []
     if settings.images:
         check_images(settings, images)
-    device = choose_device(settings.device)
 
     from ..distill.plan import plan_drawings, plan_images
     from ..distill.prepare import prepare

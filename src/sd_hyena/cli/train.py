@@ -19,6 +19,7 @@ from ..recipes import RECIPES, recipe_path
 from ..settings import add_arguments as add_settings
 from ..settings import resolve, to_toml
 from ..targets import find_targets, select
+from ..texts import printable
 from .device import choose_device, choose_dtype
 
 
@@ -42,11 +43,13 @@ def run(args: dict[str, Any]) -> int:
     settings = resolve(TrainSettings, args, recipe, defaults=_defaults)
     settings.validate()
     if print_config:
-        print(to_toml(settings))
+        print(printable(to_toml(settings), lines=True))
         return 0
+    device = choose_device(settings.device)
+    if settings.mixed_precision == "fp16" and device == "cpu":
+        raise UsageError("--mixed_precision fp16 trains on a GPU alone: on a CPU take bf16 or no")
     source = locate(settings.teacher_model, settings.variant, whole=settings.needs_pictures)
     _check_sizes(settings, source)
-    device = choose_device(settings.device)
     _check_targets(settings, source)
     if not overwrite:
         _refuse_overwriting(settings, resume)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import SdHyenaError, UsageError
+from ..picture_files import open_picture
 
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # as Pillow calls them: what else a file holds is not run
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 EXIF_ORIENTATION = 0x0112
 WHITES = {"I": (255, 65535), "F": (1, 255, 65535)}  # modes whose range no file tells
@@ -24,9 +22,8 @@ logger = logging.getLogger(__name__)
 def seen_size(path: Path) -> tuple[int, int]:
     """(width, height) in px of an image as it is meant to be seen. Raises UsageError for a file that is none, or a
     damaged one."""
-    from PIL import Image
 
-    with _reading(path, UsageError), Image.open(path, formats=FORMATS) as image:
+    with open_picture(path, UsageError) as image:
         image.load()  # what is cut off shows only here
         if _is_wide(image):
             _eight_bits(image, path)
@@ -40,30 +37,12 @@ def read_rgb(path: Path) -> Image.Image:
     white. Raises SdHyenaError."""
     from PIL import Image, ImageOps
 
-    with _reading(path, SdHyenaError):
-        with Image.open(path, formats=FORMATS) as file:
-            image = ImageOps.exif_transpose(file)
+    with open_picture(path, SdHyenaError) as file:
+        image = ImageOps.exif_transpose(file)
         if _is_wide(image):
             image = _eight_bits(image, path)
         image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-@contextlib.contextmanager
-def _reading(path: Path, kind: type[Exception]) -> Iterator[None]:
-    """Raises ``kind``, one line, for whatever Pillow raises within."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        yield
-    except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise kind(f"image {path}: has more pixels than the {limit} that are read: make it smaller") from None
-    except UnidentifiedImageError:
-        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise kind(f"image {path}: cannot be read as an image ({kinds})") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise kind(f"image {path}: cannot be read: {error}") from None
 
 
 def _is_wide(image: Image.Image) -> bool:
@@ -76,7 +55,7 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
     import numpy as np
     from PIL import Image
 
-    values = np.asarray(image, dtype=np.float64)
+    values = np.asarray(image).astype(np.float32)
     if image.mode in WHITES:
         whites = [white for white in WHITES[image.mode] if values.max() <= white]
         if not whites:
@@ -85,9 +64,13 @@ def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
         white = whites[0]
     else:
         white = 65535
-    grey = Image.fromarray((values.clip(0, white) * (255 / white)).round().astype(np.uint8))
-    if isinstance(clear := image.info.get("transparency"), int):
-        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    clear = image.info.get("transparency")
+    solid = np.where(values == clear, 0, 255).astype(np.uint8) if isinstance(clear, int) else None
+    values.clip(0, white, out=values)  # in place: a large picture has a quarter of a gigabyte of them
+    values *= 255 / white
+    grey = Image.fromarray(values.round(out=values).astype(np.uint8))
+    if solid is not None:
+        grey.putalpha(Image.fromarray(solid))
     return grey
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
 from ..models.choices import ModelChoices
-from ..settings import option
+from ..settings import BATCH, STEPS, check_bounds, option
 from ..texts import size_in
 from .prompts import read_prompts
 
 MIXED_PRECISION = ("no", "fp16", "bf16")
+MAX_SIZES = 1000
 GUIDANCE, UNCONDITIONAL = 3.0, 0.1
 logger = logging.getLogger(__name__)
 
@@ -32,27 +32,20 @@ class PrepareSettings(ModelChoices):
         "", "folder of images with captions (x.png and x.txt) to use in place of drawn pictures", path=True
     )
     sizes: str = option("512x512", "WIDTHxHEIGHT in px, a comma list; demo: 256x256 unless given")
-    n_images: int = option(96, "pictures to learn from, spread evenly over the sizes", short="-n")
-    n_held_out: int = option(32, "further pictures, for measuring only, spread alike")
-    draw_steps: int = option(12, "diffusion steps for drawing one")
-    guidance: float = option(GUIDANCE, "classifier-free guidance scale for drawing")
-    unconditional: float = option(UNCONDITIONAL, "share of the pictures drawn for the empty prompt")
-    batch_size: int = option(16, "pictures at a time", short="-b")
-    seed: int = option(0, "of the first picture; the next ones count up", short="-d")
+    n_images: int = option(96, "pictures to learn from, spread evenly over the sizes", short="-n", within=(1, 1000000))
+    n_held_out: int = option(32, "further pictures, for measuring only, spread alike", within=(1, 1000000))
+    draw_steps: int = option(12, "diffusion steps for drawing one", within=(1, STEPS))
+    guidance: float = option(GUIDANCE, "classifier-free guidance scale for drawing", within=(0, 100))
+    unconditional: float = option(UNCONDITIONAL, "share of the pictures drawn for the empty prompt", within=(0, 1))
+    batch_size: int = option(16, "pictures at a time", short="-b", within=(1, BATCH))
+    seed: int = option(0, "of the first picture; the next ones count up", short="-d", within=(0, 2**62 - 1))
     mixed_precision: str = option("no", "type the teacher runs in; no: float32", choices=MIXED_PRECISION)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
 
     def validate(self) -> None:
         """Raises UsageError for the first setting that cannot work."""
         self.check_model_choices(self.teacher_model)
-        for name in ("n_images", "n_held_out", "draw_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}, but must be at least 1")
-        if not (math.isfinite(self.guidance) and self.guidance >= 0):
-            raise UsageError(f"--guidance is {self.guidance}, but must be 0 or more")
-        check_share("unconditional", self.unconditional)
-        if not 0 <= self.seed < 2**62:
-            raise UsageError(f"--seed is {self.seed}, but must be a whole number from 0")
+        check_bounds(self)
         sizes = parse_sizes(self.sizes)
         if not self.images:  # an image's shape decides where it goes
             check_spread(self, sizes)
@@ -79,20 +72,16 @@ def check_images(settings: PrepareSettings, images: Sequence[object]) -> None:
 def parse_sizes(text: str) -> list[tuple[int, int]]:
     """``"256x256,384x256"`` -> [(256, 256), (384, 256)]: width and height in px. Raises UsageError."""
     sizes: list[tuple[int, int]] = []
-    for word in text.split(","):
+    for word in text.split(",")[: MAX_SIZES + 1]:
         size = size_in(word)
         if size is None:
             raise UsageError(f"--sizes {text!r}: give WIDTHxHEIGHT in px, a comma list such as 256x256,384x256")
-        sizes.append(size)
-        if sizes[-1] in sizes[:-1]:
+        if size in sizes:
             raise UsageError(f"--sizes {text!r}: {word.strip()} is there twice")
+        sizes.append(size)
+    if len(sizes) > MAX_SIZES:
+        raise UsageError(f"--sizes: gives more than {MAX_SIZES} sizes")
     return sizes
-
-
-def check_share(name: str, value: float) -> None:
-    """Raises UsageError unless ``value`` is from 0 to 1."""
-    if not 0 <= value <= 1:
-        raise UsageError(f"--{name} is {value}, but must be a share from 0 to 1")
 
 
 def check_spread(settings: Any, sizes: list[tuple[int, int]]) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
-from ..texts import read_text, shortened, warn_of_syntax
+from ..texts import MAX_LIST, check_prompt, read_text, shortened, warn_of_syntax
 from .images import SUFFIXES, seen_size
 
 OTHER_TEXTS = (".json", ".jsonl", ".ndjson", ".yaml", ".yml", ".toml", ".xml", ".html", ".parquet")
+MANY_IMAGES = 5000  # that are looked at without a word
 logger = logging.getLogger(__name__)
 GENERAL_PROMPTS = tuple(
     f"{medium} of {subject}"
@@ -42,8 +44,12 @@ def read_prompts(path: str) -> list[str]:
     """One prompt a line; blank lines and lines starting with # are left out. Raises UsageError."""
     if Path(path).suffix.lower() in OTHER_TEXTS:
         raise UsageError(f"prompts file {shortened(path)}: must be plain text with one prompt a line")
-    lines = [line.strip() for line in read_text(Path(path), "prompts file").split("\n")]
-    prompts = [line for line in lines if line and not line.startswith("#")]
+    lines = [line.strip() for line in read_text(Path(path), "prompts file", MAX_LIST).split("\n")]
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if line and not line.startswith("#"):
+            check_prompt(f"prompts file {path}: line {number}", line)
+            prompts.append(line)
     if not prompts:
         raise UsageError(f"prompts file {path}: holds no prompt")
     warn_of_syntax(f"prompts file {path}", prompts)
@@ -76,11 +82,13 @@ def list_images(folder: Path) -> list[CaptionedImage]:
     images, an image without a caption, and a file that is no image or a damaged one.
     """
     try:
-        there = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+        with os.scandir(folder) as entries:  # which says what is a file without asking for each
+            is_file = {e.name: e.is_file() for e in entries if not e.name.startswith(".")}
     except OSError as error:
         raise UsageError(f"images folder {folder}: {error.strerror}") from None
-    paths = [p for p in there if p.suffix.lower() in SUFFIXES and p.is_file()]
-    texts = {p.name: p for p in there if p.suffix.lower() == ".txt" and p.is_file()}
+    there = [folder / name for name in sorted(is_file)]
+    paths = [p for p in there if p.suffix.lower() in SUFFIXES and is_file[p.name]]
+    texts = {p.name: p for p in there if p.suffix.lower() == ".txt" and is_file[p.name]}
     texts = {name.lower(): p for name, p in texts.items()} | texts  # as it is written goes before any case
     names = {p: p.with_suffix(".txt").name for p in paths}
     captions = {p: texts.get(name) or texts.get(name.lower()) for p, name in names.items()}
@@ -96,11 +104,19 @@ def list_images(folder: Path) -> list[CaptionedImage]:
         more = f" (nor do {len(bare) - 1} more)" if len(bare) > 1 else ""
         caption = bare[0].with_suffix(".txt").name
         raise UsageError(f"images folder {folder}: {bare[0].name} has no caption in {caption} beside it{more}")
-    return [
-        CaptionedImage(path, " ".join(read_text(caption, "caption").split()), *seen_size(path))
-        for path, caption in captions.items()
-        if caption is not None
-    ]
+    images: list[CaptionedImage] = []
+    for path, text in captions.items():
+        if text is not None:
+            images.append(CaptionedImage(path, _read_caption(text), *seen_size(path)))
+        if len(images) % MANY_IMAGES == 0:
+            logger.info("images folder %s: looked at %d of %d", folder, len(images), len(captions))
+    return images
+
+
+def _read_caption(path: Path) -> str:
+    caption = " ".join(read_text(path, "caption").split())
+    check_prompt(f"caption {path}", caption)
+    return caption
 
 
 def _ignored(paths: Sequence[Path]) -> str:

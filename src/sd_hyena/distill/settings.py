@@ -10,15 +10,16 @@ from ..config import OperatorChoices
 from ..errors import UsageError
 from ..models.choices import ModelChoices
 from ..names import check_format, used_fields
-from ..settings import option
+from ..settings import BATCH, MANY, SIDE, STEPS, check_bounds, option
 from ..sources import hyena_path
 from ..targets import parse_names
-from .prepare_settings import MIXED_PRECISION, check_share, check_spread, parse_sizes
+from .prepare_settings import MIXED_PRECISION, check_spread, parse_sizes
 from .prompts import read_prompts
 
 SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "polynomial")
 INITS = ("teacher", "projections", "random")
 DATA = ("teacher", "noise")
+MAX_FILES = 100_000
 MEASURE_ON = ("auto", *DATA)
 STAGE_2 = (
     "finetune_lr", "finetune_batch_size", "prediction_weight", "feature_weight", "ema_decay", "gradient_checkpointing",
@@ -40,19 +41,27 @@ class TrainSettings(ModelChoices, OperatorChoices):
         path=True,
     )
     target: str = option("IN01", "layer(s) to train: names, a comma list, 'high' or 'all'", short="-t")
-    batch_size: int = option(16, "images per step and process", short="-b")
-    lr: float = option(0.0, "learning rate of AdamW; 0: 0.64 over the layer's channels", short="-r")
-    n_steps: int = option(200, "training steps, each layer on its teacher's inputs (stage 1)", short="-n")
-    finetune_steps: int = option(0, "further steps with all layers in the UNet (stage 2)")
-    width: int = option(512, "image width in px; demo: 256 unless given; else the first of the sizes", short="-W")
-    height: int = option(512, "image height in px; demo: 256 unless given; else the first of the sizes", short="-H")
-    save_every_n_steps: int = option(40, "steps between saved files; 0: only the last step", short="-s")
+    batch_size: int = option(16, "images per step and process", short="-b", within=(1, BATCH))
+    lr: float = option(0.0, "learning rate of AdamW; 0: 0.64 over the layer's channels", short="-r", within=(0, 10))
+    n_steps: int = option(
+        200, "training steps, each layer on its teacher's inputs (stage 1)", short="-n", within=(0, MANY)
+    )
+    finetune_steps: int = option(0, "further steps with all layers in the UNet (stage 2)", within=(0, MANY))
+    width: int = option(
+        512, "image width in px; demo: 256 unless given; else the first of the sizes", short="-W", within=(1, SIDE)
+    )
+    height: int = option(
+        512, "image height in px; demo: 256 unless given; else the first of the sizes", short="-H", within=(1, SIDE)
+    )
+    save_every_n_steps: int = option(
+        40, "steps between saved files; 0: only the last step", short="-s", within=(0, MANY)
+    )
     log_dir: str = option("logs", "TensorBoard folder", short="-l", folder=True)
     out_dir: str = option("out", "folder for the trained files", short="-o", folder=True)
     name_format: str = option(
         "Hyena-{s:05d}", "file name; {s}: updates applied, {t}: layer, for one file each", short="-f"
     )
-    seed: int = option(-1, "-1 draws one and records it", short="-d")
+    seed: int = option(-1, "-1 draws one and records it", short="-d", within=(-1, 2**63 - 1))
     pretrained_weight: str = option("", "Hyena file to start from (also the original's)", short="-p", path=True)
     init: str = option(
         "teacher",
@@ -74,44 +83,50 @@ class TrainSettings(ModelChoices, OperatorChoices):
     )
     prompts: str = option("", "file with one prompt a line; none: a built-in list", path=True)
     sizes: str = option("", "sizes to learn from, WIDTHxHEIGHT in px, a comma list; none: width and height alone")
-    n_images: int = option(96, "pictures the teacher draws to learn from (cached)")
-    n_held_out: int = option(32, "further pictures, for measuring only")
-    draw_steps: int = option(12, "diffusion steps for drawing them")
+    n_images: int = option(96, "pictures the teacher draws to learn from (cached)", within=(1, 1000000))
+    n_held_out: int = option(32, "further pictures, for measuring only", within=(1, 1000000))
+    draw_steps: int = option(12, "diffusion steps for drawing them", within=(1, STEPS))
     # Guidance runs half its passes on the empty prompt.
-    unconditional: float = option(0.3, "share of the inputs without their prompt")
+    unconditional: float = option(0.3, "share of the inputs without their prompt", within=(0, 1))
     lr_scheduler: str = option("cosine", "learning rate schedule", choices=SCHEDULERS)
-    lr_warmup_steps: int = option(20, "steps of linear warm-up")
-    weight_decay: float = option(0.01, "of the projections; filters have none")
-    max_grad_norm: float = option(1.0, "gradient norm limit per layer; 0: none")
-    branch_dropout: float = option(0.0, "share of the updates in which one of an operator's branches is left out")
-    reuse: int = option(1, "stage 1: updates made from each pass of the teacher; as many passes are kept in memory")
-    finetune_lr: float = option(0.0, "stage 2: learning rate; 0: a tenth of stage 1's")
-    finetune_batch_size: int = option(0, "stage 2: UNet samples per step and process; 0: as in stage 1")
-    prediction_weight: float = option(1.0, "stage 2: weight of the distance to the teacher's prediction")
-    feature_weight: float = option(0.1, "stage 2: weight of the layers' mean relative error")
-    ema_decay: float = option(0.99, "stage 2: moving average of the weights, which is what is saved; 0: none")
+    lr_warmup_steps: int = option(20, "steps of linear warm-up", within=(0, MANY))
+    weight_decay: float = option(0.01, "of the projections; filters have none", within=(0, 100))
+    max_grad_norm: float = option(1.0, "gradient norm limit per layer; 0: none", within=(0, 1e6))
+    branch_dropout: float = option(
+        0.0, "share of the updates in which one of an operator's branches is left out", within=(0, 1)
+    )
+    reuse: int = option(
+        1, "stage 1: updates made from each pass of the teacher; as many passes are kept in memory", within=(1, 1000)
+    )
+    finetune_lr: float = option(0.0, "stage 2: learning rate; 0: a tenth of stage 1's", within=(0, 10))
+    finetune_batch_size: int = option(
+        0, "stage 2: UNet samples per step and process; 0: as in stage 1", within=(0, BATCH)
+    )
+    prediction_weight: float = option(
+        1.0, "stage 2: weight of the distance to the teacher's prediction", within=(0, 1e6)
+    )
+    feature_weight: float = option(0.1, "stage 2: weight of the layers' mean relative error", within=(0, 1e6))
+    ema_decay: float = option(
+        0.99, "stage 2: moving average of the weights, which is what is saved; 0: none", within=(0, 0.999999)
+    )
     gradient_checkpointing: bool = option(False, "stage 2: less memory for a second forward pass")
     mixed_precision: str = option("no", "autocast type for the optimisation", choices=MIXED_PRECISION)
-    gradient_accumulation_steps: int = option(1, "batches per update")
+    gradient_accumulation_steps: int = option(1, "batches per update", within=(1, 100000))
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
 
     def validate(self) -> None:
         """Raises UsageError for the first setting that cannot work."""
         self.check_model_choices(self.teacher_model)
-        for name in ("batch_size", "gradient_accumulation_steps", "n_images", "n_held_out", "draw_steps", "reuse"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.n_steps >= (0 if self.finetune_steps else 1), "n_steps", self.n_steps, "at least 1")
-        weights = ("prediction_weight", "feature_weight")
-        for name in ("save_every_n_steps", "lr_warmup_steps", "finetune_steps", "finetune_batch_size"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name, largest in ({"weight_decay": 100, "max_grad_norm": 1e6} | dict.fromkeys(weights, 1e6)).items():
-            _require(0 <= getattr(self, name) <= largest, name, getattr(self, name), f"from 0 to {largest:g}")
-        for name in ("lr", "finetune_lr"):
-            _require(0 <= getattr(self, name) < 10, name, getattr(self, name), "0 or a number such as 1e-4")
-        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "from 0 to below 1")
-        if self.finetune_steps and not any(getattr(self, name) for name in weights):
+        check_bounds(self)
+        if not self.total_steps:
+            raise UsageError("--n_steps is 0, but must be at least 1, or --finetune_steps")
+        if self.save_every_n_steps and self.total_steps // self.save_every_n_steps > MAX_FILES:
+            raise UsageError(
+                f"--save_every_n_steps {self.save_every_n_steps} of {self.total_steps} steps are more than {MAX_FILES} "
+                "files: save more seldom"
+            )
+        if self.finetune_steps and not (self.prediction_weight or self.feature_weight):
             raise UsageError("--finetune_steps needs a loss: give one of its weights a value above 0")
-        _require(-1 <= self.seed < 2**63, "seed", self.seed, "-1 or a whole number from 0")
         parse_names(self.target)
         check_format(self.name_format, {"s": int, "t": str})
         if len(self.saved_steps()) > 1 and "s" not in used_fields(self.name_format):
@@ -120,17 +135,10 @@ class TrainSettings(ModelChoices, OperatorChoices):
         self._warn_of_idle()
         if self.prompts:
             read_prompts(self.prompts)
-        check_share("unconditional", self.unconditional)
-        check_share("branch_dropout", self.branch_dropout)
         if self.sizes and not self.data_dir:
             check_spread(self, parse_sizes(self.sizes))
-        if self.pretrained_weight:
-            _require(
-                hyena_path(self.pretrained_weight).is_file(),
-                "pretrained_weight",
-                self.pretrained_weight,
-                "an existing Hyena file",
-            )
+        if self.pretrained_weight and not hyena_path(self.pretrained_weight).is_file():
+            raise UsageError(f"--pretrained_weight is {self.pretrained_weight}, but must be an existing Hyena file")
 
     def _warn_of_idle(self) -> None:
         """One line for each reason why settings that are not the default change nothing."""
@@ -190,8 +198,3 @@ def chosen_sizes(data_dir: str, sizes: str) -> list[tuple[int, int]]:
 
         return finished_manifest(Path(data_dir)).sizes
     return parse_sizes(sizes) if sizes else []
-
-
-def _require(condition: bool, name: str, value: object, needed: str) -> None:
-    if not condition:
-        raise UsageError(f"--{name} is {value}, but must be {needed}")

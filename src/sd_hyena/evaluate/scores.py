@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from ..errors import SdHyenaError
 from ..families import DEMO, DEMO_DIR
 from ..models import quiet_libraries
+from ..models.configs import read_json
+from ..texts import reason
 from .pictures import Drawing
 from .settings import EvaluateSettings
 
@@ -67,13 +70,17 @@ def _clip(name: str, device: str) -> Score:
     from torchmetrics.multimodal import CLIPScore
     from transformers import CLIPModel, CLIPProcessor
 
+    for file in sorted(Path(name).glob("*.json")) if Path(name).is_dir() else ():
+        read_json(file, name)  # which refuses those that ask for code
+
     def load() -> tuple[nn.Module, Any]:
-        return _ClipFeatures(CLIPModel.from_pretrained(name)), CLIPProcessor.from_pretrained(name)
+        model = CLIPModel.from_pretrained(name, trust_remote_code=False)
+        return _ClipFeatures(model), CLIPProcessor.from_pretrained(name, trust_remote_code=False)
 
     try:
         metric = CLIPScore(load).to(device)
     except Exception as error:  # transformers and the hub raise many unrelated types
-        raise SdHyenaError(f"--clip_model {name}: cannot be loaded: {_line(error)}") from None
+        raise SdHyenaError(f"--clip_model {name}: cannot be loaded: {reason(error)}") from None
 
     @torch.no_grad()
     def score(drawing: Drawing, teacher: Drawing | None, prompts: Sequence[str]) -> dict[str, float]:
@@ -159,14 +166,10 @@ def _build(flag: str, make: Callable[[], Any]) -> Any:
     except Exception as error:  # torch.hub raises what the network raises
         where = f"{torch.hub.get_dir()}/checkpoints"
         raise SdHyenaError(
-            f"{flag}: its network's weights are neither in {where} nor to be had: {_line(error)}"
+            f"{flag}: its network's weights are neither in {where} nor to be had: {reason(error)}"
         ) from None
 
 
 def _bytes(images: Sequence[Image.Image]) -> Tensor:
     """(B, 3, H, W), 8 bits."""
     return torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images])).permute(0, 3, 1, 2)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -13,7 +13,7 @@ from ..families import DEMO
 from ..files import refuse_existing
 from ..generate.settings import GenerateSettings, split_entries
 from ..models.choices import ModelChoices
-from ..settings import option
+from ..settings import SEEDS, SIDE, STEPS, check_bounds, option
 from ..sources import is_remote
 
 FILES = ("report.html", "evaluation.md", "evaluation.json", "sheet.png", "errors.png")
@@ -36,17 +36,19 @@ class EvaluateSettings(ModelChoices):
     prompts: str = option(
         "", "file with one prompt a line; unless given, the bundled model's held-out prompts", path=True
     )
-    num_prompts: int = option(16, "how many prompts to draw", short="-n")
-    width: int = option(512, "image width in px; demo: 256 unless given", short="-W")
-    height: int = option(512, "image height in px; demo: 256 unless given", short="-H")
-    steps: int = option(30, "diffusion steps", short="-s")
-    cfg_scale: float = option(5.0, "classifier-free guidance scale", short="-c")
-    seed: int = option(1000, "of the first prompt; the next ones count up", short="-k")
+    num_prompts: int = option(16, "how many prompts to draw", short="-n", within=(1, 100000))
+    width: int = option(512, "image width in px; demo: 256 unless given", short="-W", within=(1, SIDE))
+    height: int = option(512, "image height in px; demo: 256 unless given", short="-H", within=(1, SIDE))
+    steps: int = option(30, "diffusion steps", short="-s", within=(1, STEPS))
+    cfg_scale: float = option(5.0, "classifier-free guidance scale", short="-c", within=(0, 100))
+    seed: int = option(1000, "of the first prompt; the next ones count up", short="-k", within=(0, SEEDS))
     scaling: str = option(
         "file", "how blocks grow with larger images; file: as trained", choices=("file", "extend", "stretch")
     )
-    bands: int = option(5, "timestep bands of the error figures")
-    layer_samples: int = option(8, "noised latents in each band that errors are measured on; 0: pictures only")
+    bands: int = option(5, "timestep bands of the error figures", within=(1, MAX_BANDS))
+    layer_samples: int = option(
+        8, "noised latents in each band that errors are measured on; 0: pictures only", within=(0, 10000)
+    )
     no_yardstick: bool = option(False, "leave out the teacher with another attention backend and in bfloat16")
     clip_model: str = option("", "CLIP model for a CLIP score: a transformers folder or a hub id", path=True)
     fid: bool = option(False, "Frechet distance to the teacher's pictures (torch-fidelity and its weights)")
@@ -62,17 +64,9 @@ class EvaluateSettings(ModelChoices):
 
     def validate(self) -> None:
         """Raises UsageError for the first setting that cannot work."""
-        for name, low, high in (
-            ("num_prompts", 1, 100_000),
-            ("bands", 1, MAX_BANDS),
-            ("layer_samples", 0, 10_000),
-        ):
-            if not low <= getattr(self, name) <= high:
-                raise UsageError(f"--{name} is {getattr(self, name)}, but must be from {low} to {high}")
+        check_bounds(self)
         if min(self.width, self.height) < MIN_SIDE:
             raise UsageError(f"{self.width}x{self.height} px is too small to compare pictures: {MIN_SIDE} px or more")
-        if self.seed < 0:
-            raise UsageError(f"--seed is {self.seed}, but must be a whole number from 0")
         self.drawing().validate()
         if self.clip_model and not os.path.isdir(self.clip_model) and not is_remote(self.clip_model):
             raise UsageError(f"--clip_model {self.clip_model} not found: give a transformers folder or a hub id")

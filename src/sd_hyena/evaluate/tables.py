@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..texts import in_markdown
 from .pictures import MAX_PSNR
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Table:
 def markdown_table(table: Table) -> str:
     """Headings and lines as Markdown."""
     rule = ["---", *["---:"] * (len(table.headings) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (table.headings, rule, *table.lines))
+    return "\n".join(f"| {' | '.join(map(in_markdown, line))} |" for line in (table.headings, rule, *table.lines))
 
 
 def all_tables(result: Evaluation) -> list[Table]:

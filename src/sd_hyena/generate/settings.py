@@ -13,13 +13,16 @@ from ..files import refuse_existing
 from ..models.choices import ModelChoices
 from ..names import check_format, used_fields
 from ..processes import here
-from ..settings import option
+from ..settings import BATCH, SEEDS, SIDE, STEPS, check_bounds, option
 from ..sources import hyena_path
 from ..targets import parse_names
+from ..texts import check_prompt
 from .samplers import SCHEDULERS
 from .stages import HIRES_STRENGTH, check_stages
 
 NAME_FIELDS = {"h": int, "n": int, "b": int, "i": int}
+MAX_PICTURES = 100_000  # whose names are planned before the first is drawn
+MAX_ENTRIES = 1000
 GRID_NAME = "grid.png"
 
 
@@ -37,13 +40,15 @@ class GenerateSettings(ModelChoices):
     )
     target: str = option("", "which layers to replace; unless given, all that the file holds", short="-t")
     negative_prompt: str = option("", "what not to draw", short="-q")
-    width: int = option(512, "image width in px; demo: 256 unless given", short="-W")
-    height: int = option(512, "image height in px; demo: 256 unless given", short="-H")
-    num_images: int = option(4, "images per iteration", short="-n")
-    steps: int = option(30, "diffusion steps", short="-s")
-    cfg_scale: float = option(7.0, "classifier-free guidance scale; 0 disables guidance", short="-c")
-    iteration: int = option(1, "iterations; num_images * iterations images in all", short="-i")
-    seed: int = option(-1, "of the first image, the next ones count up; -1 draws one", short="-k")
+    width: int = option(512, "image width in px; demo: 256 unless given", short="-W", within=(1, SIDE))
+    height: int = option(512, "image height in px; demo: 256 unless given", short="-H", within=(1, SIDE))
+    num_images: int = option(4, "images per iteration", short="-n", within=(1, BATCH))
+    steps: int = option(30, "diffusion steps", short="-s", within=(1, STEPS))
+    cfg_scale: float = option(7.0, "classifier-free guidance scale; 0 disables guidance", short="-c", within=(0, 100))
+    iteration: int = option(
+        1, "iterations; num_images * iterations images in all", short="-i", within=(1, MAX_PICTURES)
+    )
+    seed: int = option(-1, "of the first image, the next ones count up; -1 draws one", short="-k", within=(-1, SEEDS))
     out_dir: str = option("./", "folder for the images", short="-o", folder=True)
     name_format: str = option(
         "image_{n:03d}",
@@ -57,10 +62,12 @@ class GenerateSettings(ModelChoices):
     hires: str = option(
         "", "WxH in px: the picture, drawn at its native size (-W -H), is enlarged to this and drawn over again"
     )
-    hires_strength: float = option(HIRES_STRENGTH, "how much noise the enlarged picture gets, of all there is")
-    hires_steps: int = option(0, "steps at the high size; 0: as close together as the native ones")
+    hires_strength: float = option(
+        HIRES_STRENGTH, "how much noise the enlarged picture gets, of all there is", within=(0.01, 1)
+    )
+    hires_steps: int = option(0, "steps at the high size; 0: as close together as the native ones", within=(0, STEPS))
     hires_hyena: str = option("hires", "with --hires, where Hyena layers are", choices=("hires", "both"))
-    hyena_above: int = option(0, "px: no Hyena where the picture's longer side is not above this")
+    hyena_above: int = option(0, "px: no Hyena where the picture's longer side is not above this", within=(0, SIDE))
     hyena_range: str = option("0-1", "share of the steps, of each stage, in which Hyena is: 0.2-1.0 spares the first")
     offload: str = option(
         "auto",
@@ -82,13 +89,10 @@ class GenerateSettings(ModelChoices):
     def validate(self) -> None:
         """Raises UsageError for the first setting that cannot work."""
         self.check_model_choices(self.model)
-        for name in ("num_images", "iteration", "steps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}, but must be at least 1")
-        if not (self.cfg_scale == 0 or 1 <= self.cfg_scale <= 100):
-            raise UsageError(f"--cfg_scale is {self.cfg_scale:g}, but must be 0 (no guidance) or from 1 to 100")
-        if not -1 <= self.seed < 2**63 - 2**20:
-            raise UsageError(f"--seed is {self.seed}, but must be -1 or a whole number from 0")
+        check_bounds(self)
+        check_guidance(self.cfg_scale)
+        check_prompt("--prompt", self.prompt)
+        check_prompt("--negative_prompt", self.negative_prompt)
         check_stages(self)
         if self.target:
             parse_names(self.target)
@@ -112,6 +116,10 @@ class GenerateSettings(ModelChoices):
     def plan(self) -> list[list[Path]]:
         """The path of every image, by entry. Raises UsageError where two collide."""
         per_entry, folder = self.num_images * self.iteration, Path(self.out_dir)
+        if per_entry * len(self.entries()) > MAX_PICTURES:
+            raise UsageError(
+                f"--num_images and --iteration ask for more than {MAX_PICTURES} pictures: take several runs"
+            )
         restart = "h" in used_fields(self.name_format)
         paths = []
         for h in range(len(self.entries())):
@@ -138,9 +146,18 @@ class GenerateSettings(ModelChoices):
         }
 
 
+def check_guidance(scale: float) -> None:
+    """Raises UsageError for a guidance scale between none and that of the prompt alone."""
+    if 0 < scale < 1:
+        raise UsageError(f"--cfg_scale is {scale:g}, but must be 0 (no guidance) or from 1 to 100")
+
+
 def split_entries(files: str) -> list[list[str]]:
     """``a,b+c,`` -> [[a], [b, c], []]: comma-separated entries of files, stacked with +. Where a name has one of
-    these in it, the longest part of the text that exists is that name; ``~`` is the home folder."""
+    these in it, the longest part of the text that exists is that name; ``~`` is the home folder. Raises UsageError for
+    too many."""
+    if len(re.findall("[,+]", files)) > MAX_ENTRIES:
+        raise UsageError(f"--hyena: names more than {MAX_ENTRIES} files")
     entries: list[list[str]] = [[]]
     sign = ","
     while sign:

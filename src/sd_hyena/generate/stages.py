@@ -50,12 +50,6 @@ def stages(settings: GenerateSettings) -> list[Stage]:
 
 def check_stages(settings: GenerateSettings) -> None:
     """Raises UsageError for what cannot work."""
-    if settings.hyena_above < 0:
-        raise UsageError(f"--hyena_above is {settings.hyena_above}, but must be a size in px, or 0")
-    if settings.hires_steps < 0:
-        raise UsageError(f"--hires_steps is {settings.hires_steps}, but must be at least 1, or 0 to follow --steps")
-    if not 0.01 <= settings.hires_strength <= 1:
-        raise UsageError(f"--hires_strength is {settings.hires_strength:g}, but must be from 0.01 to 1")
     start, end = active_range(settings.hyena_range)
     for stage in stages(settings):
         if stage.steps < 1:

@@ -9,12 +9,17 @@ import inspect
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import strict_json
 from ..errors import CheckpointError, UsageError
-from .parts import check_scheduler, check_weights, read_json
+from ..texts import reason
+from .configs import read_json
+from .parts import check_scheduler, check_tokenizer, check_weights, component_class
 from .quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    import torch
 
 SAFETY = ("safety_checker", "feature_extractor")  # checks of drawn pictures: not loaded
 # What stands for each kind of component; weights are looked for apart.
@@ -32,8 +37,8 @@ logger = logging.getLogger(__name__)
 def check_folder(folder: Path, name: str, variant: str = "") -> str:
     """Looks into a folder and returns the variant of the weights to load.
 
-    Raises UsageError if it is no pipeline with a UNet, would run code of its own, or has no such variant;
-    CheckpointError if something that it should hold is missing.
+    Raises UsageError if it is no pipeline with a UNet, brings code of its own, or has no such variant;
+    CheckpointError if something that it should hold is missing or cannot be.
     """
     quiet_libraries()  # before a pipeline's class is looked at, which imports a good part of them
     index = read_index(folder, name)
@@ -48,9 +53,17 @@ def check_folder(folder: Path, name: str, variant: str = "") -> str:
             raise CheckpointError(f"model {name}: lacks the folder {component}/, which its model_index.json names")
         if needed and not any((folder / component / file).is_file() for file in needed):
             raise CheckpointError(f"model {name}: lacks {component}/{needed[0]}")
-        if component.startswith("tokenizer"):
-            for file in sorted((folder / component).glob("*.json")):
+        for file in sorted((folder / component).glob("*.json")):
+            if not file.name.endswith(".index.json"):
                 read_json(file, name, f"{component}/")
+        if component.startswith("tokenizer"):
+            check_tokenizer(folder / component, name)
+    for file in (folder / "pipeline.py", *(path for c in index for path in sorted((folder / c).glob("*.py")))):
+        if file.exists():
+            raise UsageError(
+                f"model {name}: holds code of its own, {file.relative_to(folder)}, which is never run: take it out if "
+                "the model can do without"
+            )
     check_scheduler(folder, index["scheduler"], name)
     return choose_variant(folder, [c for c in _WEIGHTED if index.get(c)], name, variant)
 
@@ -65,7 +78,8 @@ def read_index(folder: Path, name: str) -> dict[str, str | None]:
     parts = {c: v for c, v in content.items() if not c.startswith("_") and isinstance(v, list) and len(v) == 2}
     import diffusers
 
-    if not isinstance(kind, str) or kind not in dir(diffusers):
+    cls = getattr(diffusers, kind, None) if isinstance(kind, str) else None
+    if not isinstance(cls, type):
         raise UsageError(
             f"model {name}: its pipeline {kind!r} is not one of diffusers', and code in a folder is not run"
         )
@@ -76,14 +90,18 @@ def read_index(folder: Path, name: str) -> dict[str, str | None]:
                 f"model {name}: its {component} is {library}.{class_name}, no class of diffusers or transformers, and "
                 "code in a folder is not run"
             )
-    found = {component: class_name for component, (_, class_name) in parts.items()}
+        if not isinstance(class_name, str | None):
+            raise CheckpointError(f"model {name}: model_index.json names no class for {component}")
+    found: dict[str, str | None] = {component: class_name for component, (_, class_name) in parts.items()}
     from .kinds import SUPPORTED
 
-    if _OTHERS.match(kind):
+    if _OTHERS.match(str(kind)):
         raise UsageError(f"model {name}: is a {kind}: sd-hyena works on {SUPPORTED}")
     if found.get("unet") != "UNet2DConditionModel":
         unet = f"whose UNet is a {found['unet']}" if found.get("unet") else "which has no UNet"
         raise UsageError(f"model {name}: is a {kind}, {unet}: sd-hyena works on {SUPPORTED}")
+    if not issubclass(cls, diffusers.DiffusionPipeline):
+        raise UsageError(f"model {name}: is a {kind}, which is no pipeline: sd-hyena works on {SUPPORTED}")
     return found
 
 
@@ -117,22 +135,49 @@ def choose_variant(folder: Path, components: list[str], name: str, variant: str)
     return variant
 
 
-def load_folder(folder: Path, name: str, variant: str, options: dict[str, Any]) -> Any:
-    """The pipeline. Raises CheckpointError for weights that are damaged or do not fit their configuration."""
+def load_folder(folder: Path, name: str, variant: str, dtype: torch.dtype) -> Any:
+    """The pipeline, put together here: diffusers would look for code in the folder. Raises CheckpointError for weights
+    that are damaged or do not fit their configuration."""
     import diffusers
 
+    content, index = read_json(folder / "model_index.json", name), read_index(folder, name)
+    kind = getattr(diffusers, content["_class_name"])
+    for part in _WEIGHTED:
+        class_name = index.get(part)
+        if class_name:
+            check_weights(folder / part, class_name, name, _chosen(folder / part, variant))
+    given: dict[str, Any] = {}
+    for part, parameter in inspect.signature(kind.__init__).parameters.items():
+        if index.get(part) and part not in SAFETY:
+            library, class_name = content[part]
+            given[part] = _load(folder, part, component_class(class_name, part, name, library), name, variant, dtype)
+        elif isinstance(content.get(part), bool):
+            given[part] = content[part]
+        elif parameter.default is parameter.empty and part != "self":
+            given[part] = None
+    try:
+        return kind(**given)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"model {name}: its parts do not make a {kind.__name__}: {reason(error)}") from None
+
+
+def _load(folder: Path, part: str, kind: Any, name: str, variant: str, dtype: torch.dtype) -> Any:
+    options: dict[str, Any] = {"local_files_only": True}
+    if hasattr(kind, "named_parameters"):
+        options |= {"variant": _chosen(folder / part, variant) or None, "dtype": dtype}
+    if kind.__module__.startswith("transformers"):
+        options["trust_remote_code"] = False  # else it may ask whoever sits at the terminal
+    try:
+        return kind.from_pretrained(folder / part, **options)
+    except Exception as error:  # diffusers and transformers raise many unrelated types
+        raise CheckpointError(f"model {name}: {part}/ cannot be loaded: {reason(error)}") from error
+
+
+def _chosen(folder: Path, variant: str) -> str:
+    """The variant of one component, which may have plain weights alone."""
     from ..tensors import weights_in
 
-    index = read_index(folder, name)
-    for component in _WEIGHTED:
-        kind = index.get(component)
-        if kind:
-            chosen = variant if variant in weights_in(folder / component) else ""
-            check_weights(folder / component, kind, name, chosen)
-    absent = {part: None for part in SAFETY if part in index}
-    return diffusers.DiffusionPipeline.from_pretrained(
-        folder, local_files_only=True, variant=variant or None, **absent, **options
-    )
+    return variant if variant in weights_in(folder) else ""
 
 
 def _is_needed(component: str, folder: Path, name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import SdHyenaError
+from ..texts import reason
 from .folders import check_folder, read_index
 from .locate import ModelSource
 
@@ -39,9 +40,10 @@ def _download(source: ModelSource, variant: str) -> Path:
                 "download it where there is a network"
             )
     except ValueError as error:
-        text = str(error).partition("\n")[0][:200]
-        if "trust_remote_code" in text:
+        if "trust_remote_code" in str(error):
             problem = "asks to run code of its own, which is never done"
+        elif variant and "variant" in str(error):
+            problem = f"has no weights of variant {variant}"
         else:
-            problem = f"has no weights of variant {variant}" if "variant" in text else f"cannot be downloaded: {text}"
+            problem = f"cannot be downloaded: {reason(error)}"
     raise SdHyenaError(f"model {source.name}: {problem}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, SdHyenaError, UsageError
 from ..finite import NOT_FINITE, beyond, is_finite
+from ..texts import reason
 from .choices import ModelChoices
 from .locate import ModelSource
 from .quiet import quiet_libraries
@@ -67,7 +68,7 @@ def load_pipeline(
             from .hub import fetch
 
             folder, variant = fetch(source) if source.kind == "hub" else (Path(source.location), source.variant)
-            pipe = load_folder(folder, source.name, variant, {"dtype": dtype})
+            pipe = load_folder(folder, source.name, variant, dtype)
 
             def stored(component: str) -> tuple[str, Tensors]:
                 own = folder / component
@@ -76,8 +77,7 @@ def load_pipeline(
     except (SdHyenaError, UsageError):
         raise
     except Exception as error:  # diffusers and transformers raise many unrelated types
-        reason = " ".join(str(error).splitlines()[:1])[:300] or type(error).__name__
-        raise SdHyenaError(f"model {source.name}: cannot be loaded: {reason}") from error
+        raise SdHyenaError(f"model {source.name}: cannot be loaded: {reason(error)}") from error
     set_schedule(pipe, source.name, choices, marked)
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None

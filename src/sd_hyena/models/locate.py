@@ -9,6 +9,7 @@ from ..arguments import given_path
 from ..errors import UsageError
 from ..families import DEMO, DEMO_DIR, FAMILIES, Family
 from ..sources import is_remote
+from ..texts import shortened
 from .folders import check_folder
 
 _HUB_PAGE = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
@@ -82,8 +83,8 @@ def check_size(name: str, width: int, height: int, factor: int = 8) -> None:
     Any multiple of the VAE factor works: where a grid side is odd, diffusers passes the upsampling size.
     """
     for label, value in (("width", width), ("height", height)):
+        if value > 16384:
+            raise UsageError(f"{label} {shortened(str(value))} px: the largest supported size is 16384")
         if value <= 0 or value % factor:
             near = max(factor, round(value / factor) * factor)
             raise UsageError(f"{label} {value} px: model {name} needs a positive multiple of {factor}, such as {near}")
-        if value > 16384:
-            raise UsageError(f"{label} {value} px: the largest supported size is 16384")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import strict_json
 from ..errors import CheckpointError, UsageError
+from ..texts import reason
+from . import configs
 from .choices import PREDICTIONS
+from .configs import MAX_NUMBER, check_config, read_json
 from .kinds import SUPPORTED
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 # What diffusers and transformers rename when they load weights of earlier versions.
 _RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 _OLD_PARTS = ("vae",)
+MAX_TIMESTEPS = 100_000
+MAX_TOKENS = 10_000
 
 
 def check_weights(folder: Path, kind: str, name: str, variant: str = "") -> None:
@@ -40,21 +44,40 @@ def check_weights(folder: Path, kind: str, name: str, variant: str = "") -> None
 def build(folder: Path, kind: str, name: str) -> nn.Module:
     """The component without weights, on the meta device. Raises CheckpointError if its configuration cannot be
     used."""
+    config = read_json(folder / "config.json", name, f"{folder.name}/")
+    what = f"model {name}: {folder.name}/config.json cannot be used"
+    cls = component_class(kind, folder.name, name)
+    if hasattr(cls, "from_config"):
+        check_config(config, cls.__init__, what)
+        return configs.build(lambda: cls.from_config(config), what)
+    if not hasattr(cls, "config_class"):
+        raise CheckpointError(f"model {name}: its {folder.name} is a {kind}, which has no weights")
+    check_config(config, cls.config_class, what)
+    return configs.build(lambda: cls(cls.config_class(**config)), what)
+
+
+def component_class(kind: str | None, component: str, name: str, library: str | None = None) -> Any:
+    """A class of diffusers or transformers, or of one of diffusers' pipelines, ``library``. Raises CheckpointError."""
     import diffusers
-    import torch
     import transformers
 
-    config = read_json(folder / "config.json", name, f"{folder.name}/")
-    model_class: Any = getattr(diffusers, kind, None) or getattr(transformers, kind, None)
-    if model_class is None:
-        raise CheckpointError(f"model {name}: its {folder.name} is a {kind}, no class of diffusers or transformers")
-    try:
-        with torch.device("meta"):
-            if hasattr(model_class, "from_config"):
-                return model_class.from_config(config)
-            return model_class(model_class.config_class(**config))
-    except Exception as error:  # whatever the numbers in it lead to
-        raise CheckpointError(f"model {name}: {folder.name}/config.json cannot be used: {one_line(error)}") from None
+    places = [diffusers, transformers, getattr(diffusers.pipelines, str(library), None)]
+    found = next((getattr(place, str(kind)) for place in places if hasattr(place, str(kind))), None)
+    if not isinstance(found, type) or not hasattr(found, "from_pretrained"):
+        raise CheckpointError(f"model {name}: its {component} is a {kind}, no class of diffusers or transformers")
+    return found
+
+
+def check_tokenizer(folder: Path, name: str) -> None:
+    """Raises CheckpointError for a length of texts that no text encoder has, and for a vocabulary that is none."""
+    what = f"model {name}: {folder.name}"
+    for file in ("tokenizer_config.json", "vocab.json"):
+        content = read_json(folder / file, name, f"{folder.name}/") if (folder / file).is_file() else {}
+        length = content.get("model_max_length", 77)
+        if file == "tokenizer_config.json" and not (type(length) is int and 3 <= length <= MAX_TOKENS):
+            raise CheckpointError(f"{what}/{file}: model_max_length is {length!r}, but must be from 3 to {MAX_TOKENS}")
+        if file == "vocab.json" and not all(type(n) is int and 0 <= n < MAX_NUMBER for n in content.values()):
+            raise CheckpointError(f"{what}/{file}: does not number its words")
 
 
 def check_scheduler(folder: Path, kind: str | None, name: str) -> None:
@@ -64,36 +87,34 @@ def check_scheduler(folder: Path, kind: str | None, name: str) -> None:
 
     config = read_json(folder / "scheduler" / "scheduler_config.json", name, "scheduler/")
     what = f"model {name}: scheduler/scheduler_config.json cannot be used"
-    scheduler_class = getattr(diffusers, str(kind), None)
+    scheduler_class: Any = getattr(diffusers, str(kind), None)
     if not isinstance(scheduler_class, type) or not issubclass(scheduler_class, diffusers.SchedulerMixin):
         raise UsageError(f"model {name}: its scheduler {kind} is none of diffusers' schedulers")
-    if type(config.get("num_train_timesteps", 1000)) is not int:
-        raise CheckpointError(f"{what}: num_train_timesteps is {config['num_train_timesteps']!r}, no whole number")
+    total, betas = config.get("num_train_timesteps", 1000), config.get("trained_betas")
+    if type(total) is not int:
+        raise CheckpointError(f"{what}: num_train_timesteps is {total!r}, no whole number")
+    if not 1 <= total <= MAX_TIMESTEPS:
+        raise CheckpointError(f"{what}: num_train_timesteps is {total}, but must be from 1 to {MAX_TIMESTEPS}")
+    if betas is not None and not (isinstance(betas, list) and len(betas) == total):
+        raise CheckpointError(f"{what}: trained_betas must be a list of num_train_timesteps, {total}, numbers")
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in (*PREDICTIONS, "sample"):
         raise CheckpointError(f"{what}: prediction_type is {prediction!r}, not one of {', '.join(PREDICTIONS)}")
+    check_config(config, scheduler_class, what)
     try:
-        scheduler = getattr(diffusers, str(kind)).from_config(config)
+        scheduler = scheduler_class.from_config(config)  # type: ignore[attr-defined]
+        if not hasattr(scheduler, "init_noise_sigma"):
+            raise UsageError(f"model {name}: its scheduler is a {kind}: sd-hyena works on {SUPPORTED}")
+        signal = getattr(scheduler, "alphas_cumprod", None)
+        if signal is not None and not bool(((signal >= 0) & (signal <= 1)).all()):
+            raise ValueError("its betas are not from 0 to 1")
+        scheduler.set_timesteps(min(4, total))
+        if not bool((scheduler.timesteps >= 0).all()):
+            raise ValueError("its timesteps are negative")
+    except UsageError:
+        raise
     except Exception as error:  # whatever its arithmetic leads to
-        raise CheckpointError(f"{what}: {one_line(error)}") from None
-    if not hasattr(scheduler, "init_noise_sigma"):
-        raise UsageError(f"model {name}: its scheduler is a {kind}: sd-hyena works on {SUPPORTED}")
-
-
-def read_json(path: Path, name: str, folder: str = "") -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError, which calls the file by its name after ``folder``."""
-    try:
-        content = strict_json.load(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"model {name}: {folder}{path.name} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"model {name}: {folder}{path.name} is not a JSON object")
-    return content
-
-
-def one_line(error: Exception) -> str:
-    """Where a library gives a reason, the short of it."""
-    return str(error).partition("\n")[0][:200] or type(error).__name__
+        raise CheckpointError(f"{what}: {reason(error)}") from None
 
 
 def _usual(key: str, component: str) -> str:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..texts import MAX_TEXT
 from .choices import ModelChoices
 from .single_file import Checkpoint
 
 V_SPREAD = 0.09  # of the values of a family's ``v_mark``, as ComfyUI tells v from epsilon
 _YES = ("true", "1", "yes")
-_V_IN_YAML = re.compile(r"""^\s*parameterization:\s*["']?v["']?\s*(#.*)?$""", re.MULTILINE)
+_V_IN_YAML = re.compile(r"""^[ \t]*parameterization:[ \t]*["']?v["']?[ \t]*(#.*)?$""", re.MULTILINE)
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +49,8 @@ def read_marks(checkpoint: Checkpoint) -> Marked:
 
 def _yaml_says_v(path: Path) -> bool:
     try:
-        return bool(_V_IN_YAML.search(path.with_suffix(".yaml").read_text(encoding="utf-8", errors="replace")))
+        with open(path.with_suffix(".yaml"), encoding="utf-8", errors="replace") as file:
+            return bool(_V_IN_YAML.search(file.read(MAX_TEXT)))
     except OSError:
         return False
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..families import DEMO
 from ..hyena_file import HyenaFile
 from ..sources import is_repo_id
+from ..texts import in_markdown
 
 # As transformers has it: who edits the card takes this line out, and the card is theirs.
 MARK = "<!-- Written by sd-hyena. Take this line out when you edit the card, and it will not be written again. -->"
@@ -54,7 +55,7 @@ def model_card(
     parts = [
         f"---\n{data.to_yaml()}\n---",
         MARK,
-        f"# Hyena layers{f' for {base}' if base else ''}",
+        f"# Hyena layers{f' for {in_markdown(base)}' if base else ''}",
         "Self-attention of a Stable Diffusion UNet as Hyena operators, taught by the original with sd-hyena: "
         f"{count} layer{'s' if count > 1 else ''}.",
     ]
@@ -125,9 +126,4 @@ def _training(file: HyenaFile) -> str:
 
 def _table(headings: list[str], rows: list[list[Any]], words: int) -> str:
     rule = ["---"] * words + ["---:"] * (len(headings) - words)
-    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in (headings, rule, *rows))
-
-
-def _cell(value: Any) -> str:
-    """Text from a file as one cell that says no more than itself."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+    return "\n".join(f"| {' | '.join(map(in_markdown, row))} |" for row in (headings, rule, *rows))

@@ -7,13 +7,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .. import patch
 from ..arguments import given_path, shown
 from ..errors import UsageError
 from ..generate.draw import contact_sheet
 from ..generate.sampling import sample
+from ..picture_files import open_picture
 
 
 def read_sheet(picture: Path | str | Image.Image) -> Image.Image:
@@ -23,13 +24,8 @@ def read_sheet(picture: Path | str | Image.Image) -> Image.Image:
     if not isinstance(picture, str | PathLike):
         raise UsageError(f"sheet must be a picture (PIL.Image.Image) or its file, got {shown(picture)}")
     path = given_path(picture, "sheet")
-    try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise UsageError(
-            f"sheet {picture}: cannot be read as a picture: {getattr(error, 'strerror', '') or error}"
-        ) from None
+    with open_picture(path, what="sheet") as opened:
+        return opened.convert("RGB")
 
 
 def draw_sheet(pipe: Any, prompts: Sequence[str], options: Mapping[str, Any]) -> Image.Image:

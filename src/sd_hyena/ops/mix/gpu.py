@@ -8,6 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ...texts import reason
 from .. import environment
 from .call import Call, planes
 
@@ -22,7 +23,7 @@ def _load() -> ModuleType | str:
     try:
         from . import kernels
     except (ImportError, AttributeError) as error:  # the latter of a Triton older than what they are written for
-        return f"Triton cannot be used: {error}"
+        return f"Triton cannot be used: {reason(error)}"
     return kernels
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import is_out_of_memory
+from ...texts import reason
 from .call import Call
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}  # relative RMS
@@ -37,7 +38,7 @@ def run(path: Any, plain: Any, call: Call) -> Tensor:
         if is_out_of_memory(error):
             raise
         _verdicts[key] = False
-        _warn(path, f"fail ({type(error).__name__}: {_short(error)})")
+        _warn(path, f"fail ({type(error).__name__}: {reason(error)})")
         return plain.run(call)
 
 
@@ -55,7 +56,7 @@ def _agrees(path: Any, plain: Any, call: Call) -> bool:
     except Exception as error:  # whatever a compiler or driver raises
         if is_out_of_memory(error):
             raise
-        _warn(path, f"fail ({type(error).__name__}: {_short(error)})")
+        _warn(path, f"fail ({type(error).__name__}: {reason(error)})")
         return False
     if not off <= TOLERANCE[call.v.dtype]:
         _warn(path, f"are off by {off:.1e} (relative RMS) from the plain path")
@@ -81,7 +82,3 @@ def _trial(call: Call) -> Call:
 
 def _warn(path: Any, why: str) -> None:
     logger.warning("Hyena layers run without the %s kernels from here on, which %s", path.NAME, why)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
