@@ -129,7 +129,7 @@ def not_finite_in(folder: Path) -> str:
     from safetensors.torch import load_file
 
     for path in sorted(folder.rglob("*")):
-        if "their-model" in path.parts or path.name.startswith("."):
+        if {"their-model", "theirs"} & {*path.parts} or path.name.startswith("."):
             continue
         if path.suffix == ".safetensors":
             if not all(bool(value.float().isfinite().all()) for value in load_file(path).values()):
@@ -149,7 +149,7 @@ def differs(wanted: Path, got: Path) -> str:
 
     for path in sorted(wanted.rglob("*")):
         other = got / path.relative_to(wanted)
-        if path.name.startswith(".") or "logs" in path.parts or not path.is_file():
+        if path.name.startswith(".") or {"logs", "theirs"} & {*path.parts} or not path.is_file():
             continue
         if not other.exists():
             return f"silent: exit status 0 without {other.name}"
