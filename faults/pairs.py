@@ -17,7 +17,8 @@ from .judge import files_in, judge, losses, strays
 from .report import Report
 from .scene import COMMANDS, Scene, spread
 
-WRITERS = [command for command in COMMANDS if command not in ("benchmark sizes", "benchmark image")]
+SAME = ("benchmark sizes", "benchmark image", "train, stage 2")  # others of COMMANDS write as they do
+WRITERS = [command for command in COMMANDS if command not in SAME]
 WAIT = 60.0  # s that the second may take
 
 

@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,6 +89,11 @@ class Command:
 def run(argv: Sequence[str], cwd: Path | str, *, timeout: float = 120.0, **options: object) -> Ending:
     """Runs one command to its end; ``options`` are those of :class:`Command`."""
     return Command(argv, cwd, **options).wait(timeout)  # type: ignore[arg-type]
+
+
+def started() -> bool:
+    """Whether the process that commands are forked from is there."""
+    return forkserver._forkserver._forkserver_pid is not None  # type: ignore[attr-defined]
 
 
 def _forkserver() -> multiprocessing.context.ForkServerContext:

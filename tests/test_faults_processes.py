@@ -20,7 +20,7 @@ def kill(scene, place):
 
 
 def full_disk(scene, place):
-    return disks.trial(scene, COMMAND, place, None)
+    return disks.trial(scene, COMMAND, place, None)  # no disk is mounted here: files cannot grow
 
 
 def asked_to_end(scene, place):
