@@ -125,6 +125,13 @@ class _Lines(logging.Formatter):
         return one_line(super().formatMessage(record))
 
 
+def _is_to_be_said(record: logging.LogRecord) -> bool:
+    """Not what several processes say alike, nor that they stop: torchrun has the others stop whenever one ends."""
+    if record.name == interrupts.__name__ and processes.here().count > 1:
+        return False
+    return processes.first_to_say(record.getMessage())
+
+
 def _log_our_lines_alone() -> None:
     """Our log goes to standard error, a line each; what libraries have to say goes nowhere."""
     threading.excepthook = lambda failed: logging.debug("in a thread", exc_info=failed.exc_value)
@@ -136,7 +143,7 @@ def _log_our_lines_alone() -> None:
     handler = logging.StreamHandler()
     handler.name = COMMAND_LINE
     handler.setFormatter(_Lines("sd-hyena: %(message)s"))
-    handler.addFilter(lambda record: processes.first_to_say(record.getMessage()))
+    handler.addFilter(_is_to_be_said)
     ours.addHandler(handler)
     if not root.handlers:  # else Python prints warnings that nobody handles
         root.addHandler(logging.NullHandler())
