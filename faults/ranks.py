@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from . import hooks
@@ -15,12 +16,15 @@ from .report import Report
 from .scene import GOES_ON, Scene, results_in, spread
 from .zygote import Ending, Hook
 
+Way = Callable[[Scene, str, int, random.Random], str]
 SHARED = (*GOES_ON, "generate")
 SOON, LIMIT = 40.0, 60.0  # s that the other may take, and both together, on a busy machine
 
 
 def run(report: Report, scale: float, seed: int) -> None:
-    trials = [(killed, command, rank) for _ in range(2) for command in SHARED for rank in (0, 1)]
+    trials: list[tuple[Way, str, int]] = [
+        (killed, command, rank) for _ in range(2) for command in SHARED for rank in (0, 1)
+    ]
     trials += [(undisturbed, command, 0) for command in SHARED]
     trials += [(mistaken, command, 0) for command in SHARED]
     trials += [(other_number, command, count) for command in ("train", "train, stage 2") for count in (1, 2)]
