@@ -133,10 +133,10 @@ def _finished(scene: Scene, command: str, folder: Path, before: dict[str, str], 
     return wrong or next((f"{path} is missing" for path in wanted.exact if path not in results_in(folder)), "")
 
 
-NAMES = {
+NAMES: dict[Way, str] = {
     killed: "one is killed",
     undisturbed: "undisturbed",
     mistaken: "a mistake",
     other_number: "resumed by another number",
 }
-POINTS = {killed: (6, 9, 12), undisturbed: (9, 12), mistaken: (17,), other_number: (9,)}
+POINTS: dict[Way, tuple[int, ...]] = {killed: (6, 9, 12), undisturbed: (9, 12), mistaken: (17,), other_number: (9,)}
