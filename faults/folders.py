@@ -66,9 +66,9 @@ def trial(scene: Scene, command: str, way: str, place: int, draw: random.Random)
     wrong = judge(*told, before, there, allowed=allowed, limit=120, names=["out"], stray=way == "the folder vanishes")
     if not wrong and ending.status == 0 and way == "the folder vanishes":
         wrong = _lacks(scene, command, folder)
-    for path in (folder / "out", folder):
-        if path.is_dir():
-            os.chmod(path, 0o755)
+    for each in (folder / "out", folder):
+        if each.is_dir():
+            os.chmod(each, 0o755)
     shutil.rmtree(folder)
     return wrong
 

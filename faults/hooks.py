@@ -66,7 +66,7 @@ def _watch(number: int, action: Action, log: str, opens: bool = False) -> None:
         happened("fsync", os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}"))
         flush(file)
 
-    os.fsync = fsync
+    os.fsync = fsync  # type: ignore[assignment]
     sys.addaudithook(audit)
 
 

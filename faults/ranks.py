@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from . import hooks
@@ -15,12 +16,15 @@ from .report import Report
 from .scene import GOES_ON, Scene, results_in, spread
 from .zygote import Ending, Hook
 
+Way = Callable[[Scene, str, int, random.Random], str]
 SHARED = (*GOES_ON, "generate")
 SOON, LIMIT = 40.0, 60.0  # s that the other may take, and both together, on a busy machine
 
 
 def run(report: Report, scale: float, seed: int) -> None:
-    trials = [(killed, command, rank) for _ in range(2) for command in SHARED for rank in (0, 1)]
+    trials: list[tuple[Way, str, int]] = [
+        (killed, command, rank) for _ in range(2) for command in SHARED for rank in (0, 1)
+    ]
     trials += [(undisturbed, command, 0) for command in SHARED]
     trials += [(mistaken, command, 0) for command in SHARED]
     trials += [(other_number, command, count) for command in ("train", "train, stage 2") for count in (1, 2)]
@@ -129,10 +133,10 @@ def _finished(scene: Scene, command: str, folder: Path, before: dict[str, str], 
     return wrong or next((f"{path} is missing" for path in wanted.exact if path not in results_in(folder)), "")
 
 
-NAMES = {
+NAMES: dict[Way, str] = {
     killed: "one is killed",
     undisturbed: "undisturbed",
     mistaken: "a mistake",
     other_number: "resumed by another number",
 }
-POINTS = {killed: (6, 9, 12), undisturbed: (9, 12), mistaken: (17,), other_number: (9,)}
+POINTS: dict[Way, tuple[int, ...]] = {killed: (6, 9, 12), undisturbed: (9, 12), mistaken: (17,), other_number: (9,)}

@@ -136,7 +136,8 @@ class Scene:
         """Run once for its writes, and once more to see which results are always the same."""
         if command not in self._finished:
             logs = [self.root / f"{len(self._finished)}.{what}" for what in ("writes", "opens")]
-            folders, left = [], []
+            folders: list[Path] = []
+            left: list[dict[str, str]] = []
             for hook in (hooks.at_write(0, hooks.nothing, str(logs[0])), hooks.at_open(0, hooks.nothing, str(logs[1]))):
                 folder = self.folder()
                 before = files_in(folder)

@@ -11,7 +11,7 @@ import signal
 from functools import partial
 from pathlib import Path
 
-from . import hooks
+from . import hooks, zygote
 from .judge import files_in, judge, losses, strays
 from .report import Report
 from .scene import COMMANDS, GOES_ON, READERS, Scene, results_in, spread
@@ -46,7 +46,8 @@ def trial(scene: Scene, command: str, way: str, place: int, draw: random.Random)
     else:
         at, count = hooks.at_open, undisturbed.opens
     first = spread(moment, count)
-    number, again = signal.SIGTERM, []
+    number: int = signal.SIGTERM
+    again: list[zygote.Hook] = []
     if way in signal.Signals.__members__:
         number = signal.Signals[way]
     elif way == "a second signal":

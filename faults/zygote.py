@@ -131,6 +131,7 @@ def _child(
         from sd_hyena.cli import main as entry
     for hook in hooks:
         hook()
+    assert entry is not None
     os._exit(_end(_status(entry, argv)))
 
 
