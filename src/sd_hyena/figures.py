@@ -11,6 +11,7 @@ def pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is one
     import matplotlib.pyplot as plt
 
     return plt

@@ -78,7 +78,7 @@ def _run(run: Callable[[dict[str, Any]], int], args: dict[str, Any], alone: bool
             return run(args)
     except interrupts.Interrupted as wish:
         if processes.here().is_main:
-            print(f"sd-hyena: {wish}", file=sys.stderr)
+            print(f"sd-hyena: {one_line(str(wish))}", file=sys.stderr)
         return 128 + wish.number
     except KeyboardInterrupt:
         return 130

@@ -173,6 +173,8 @@ class Trainer:
         )  # fmt: skip
         if state is not None:
             self.updates.batches.size = state.get("micro_batch_size", size)  # earlier versions kept none
+        if state is None and (stage == 1 or not s.n_steps):
+            self._save_state(0)  # whatever stops the run from here on, it can be resumed
 
     def _layer_losses(self, model: torch.nn.Module, step: int, positions: Sequence[int]) -> Losses:
         records = self.reuse.training(step, positions)
@@ -309,6 +311,11 @@ class Trainer:
             return
         with self.average.in_place():
             self._save_weights(step, figures)
+        self._save_state(step)
+
+    def _save_state(self, step: int) -> None:
+        if not self.accelerator.is_main_process:
+            return
         save_state(
             self.out,
             {
