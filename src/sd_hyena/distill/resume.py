@@ -19,7 +19,7 @@ from .state import STATE, Average
 logger = logging.getLogger(__name__)
 
 _KINDS: dict[str, type] = {
-    "step": int, "stage": int, "seed": int, "settings": str, "identity": str,
+    "step": int, "stage": int, "micro_batch_size": int, "seed": int, "settings": str, "identity": str,
     "students": dict, "optimizer": dict, "scheduler": dict, "scaler": dict, "average": dict,
 }  # fmt: skip
 
@@ -41,6 +41,8 @@ def read_state(folder: Path) -> dict[str, Any] | None:
                 raise ValueError(f"its {name} is of type {type(state[name]).__name__}")
         if state["stage"] not in (1, 2) or state["step"] < 0 or not 0 <= state["seed"] < 2**63:
             raise ValueError(f"stage {state['stage']}, step {state['step']}, seed {state['seed']} cannot be")
+        if state["micro_batch_size"] < 1:
+            raise ValueError(f"micro-batches of {state['micro_batch_size']} cannot be")
         if name := first_not_finite(state):
             raise ValueError(f"{name} {NOT_FINITE}")
         for name in ("settings", "identity"):

@@ -172,7 +172,7 @@ class Trainer:
             self.reuse.forget,
         )  # fmt: skip
         if state is not None:
-            self.updates.batches.size = state.get("micro_batch_size", size)  # earlier versions kept none
+            self.updates.batches.size = min(size, state["micro_batch_size"])
         if state is None and (stage == 1 or not s.n_steps):
             self._save_state(0)  # whatever stops the run from here on, it can be resumed
 
