@@ -103,8 +103,10 @@ def command(argv: Sequence[str], load: bool = True, pipe: Any = None) -> Callabl
 
 def say() -> None:
     """What the product logs goes to standard error as the command line writes it."""
+    from sd_hyena.cli import Lines
+
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("sd-hyena: %(message)s"))
+    handler.setFormatter(Lines("sd-hyena: %(message)s"))
     logging.getLogger("sd_hyena").addHandler(handler)
 
 

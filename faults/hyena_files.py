@@ -100,13 +100,14 @@ def attached(unet: Any, path: Path) -> int:
     from sd_hyena import attached as layers_of
     from sd_hyena import load_hyena
     from sd_hyena.errors import SdHyenaError, UsageError
+    from sd_hyena.texts import one_line
 
     child.say()
     before = _state(unet)
     try:
         names = load_hyena(unet, path)
     except (SdHyenaError, UsageError) as error:
-        print(f"sd-hyena: {error}", file=sys.stderr)
+        print(f"sd-hyena: {one_line(str(error))}", file=sys.stderr)
         return HALF if _state(unet) != before else 1
     if set(layers_of(unet)) != set(names):
         return HALF

@@ -49,6 +49,7 @@ def read_all(folder: Path) -> int:
     from sd_hyena.distill.images import read_rgb
     from sd_hyena.distill.prompts import list_images
     from sd_hyena.errors import SdHyenaError, UsageError
+    from sd_hyena.texts import one_line
 
     child.say()
     try:
@@ -57,7 +58,7 @@ def read_all(folder: Path) -> int:
                 print(f"{each.path.name}: not the size that it was said to have")
                 return 3
     except (SdHyenaError, UsageError) as error:
-        print(f"sd-hyena: {error}", file=sys.stderr)
+        print(f"sd-hyena: {one_line(str(error))}", file=sys.stderr)
         return 1
     return 0
 

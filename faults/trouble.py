@@ -136,7 +136,7 @@ def not_finite_in(folder: Path) -> str:
                 return f"silent: {path.name} holds NaN or infinity"
         elif path.suffix == ".json" and ("NaN" in path.read_text() or "Infinity" in path.read_text()):
             return f"silent: {path.name} holds NaN or infinity"
-        elif path.suffix == ".png" and path.name.startswith("image") and not np.asarray(Image.open(path)).any():
+        elif path.suffix == ".png" and path.name.startswith("image_") and not np.asarray(Image.open(path)).any():
             return f"silent: {path.name} is black"
     return ""
 
@@ -153,7 +153,7 @@ def differs(wanted: Path, got: Path) -> str:
             continue
         if not other.exists():
             return f"silent: exit status 0 without {other.name}"
-        if path.suffix == ".png" and path.name.startswith(("image", "grid", "sheet")):
+        if path.suffix == ".png" and path.name.startswith(("image_", "grid", "sheet")):
             pictures = [np.asarray(Image.open(each), dtype=float) for each in (path, other)]
             if pictures[0].shape != pictures[1].shape or np.abs(pictures[0] - pictures[1]).mean() > PICTURE:
                 return f"another picture: {other.name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,27 @@ MAX_BYTES = 1 << 29  # as many pixels of four values of 16 bits, unpacked
 
 
 @contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Within the block nothing reaches the process's standard error: libtiff and libjpeg write there by themselves."""
+    try:
+        before = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+@contextlib.contextmanager
 def open_picture(path: Path, kind: type[Exception] = UsageError, what: str = "image") -> Iterator[Image.Image]:
-    """A picture of a known format, and of a size by its header that memory can take. Raises ``kind``, one line, for
-    whatever else it is, and whatever Pillow raises within."""
+    """A picture of a known format, and of a size by its header that memory can take, decoded. Raises ``kind``, one
+    line, for whatever else it is, and whatever Pillow raises within."""
     from PIL import Image, UnidentifiedImageError
 
     limit = f"{what} {path}: has more pixels than the {MAX_PIXELS} (8192x8192) that are read: make it smaller"
@@ -31,9 +50,12 @@ def open_picture(path: Path, kind: type[Exception] = UsageError, what: str = "im
             warnings.simplefilter("ignore")  # of many pixels, and of what is odd beside them
             if path.stat().st_size > MAX_BYTES:
                 raise kind(f"{what} {path}: is larger than {MAX_BYTES >> 20} MiB: make it smaller")
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise kind(limit)
+            with contextlib.ExitStack() as stack:
+                with _silent():
+                    image = stack.enter_context(Image.open(path, formats=FORMATS))
+                    if image.width * image.height > MAX_PIXELS:
+                        raise kind(limit)
+                    image.load()
                 yield image
     except Image.DecompressionBombError:
         raise kind(limit) from None

@@ -14,16 +14,19 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .errors import UsageError
+from .errors import SdHyenaError, UsageError
 
 T = TypeVar("T")
 POLL = 0.05  # seconds between two looks at what others have to say
+PULSE, SILENCE = 1.0, 15.0  # seconds: who works says so as often; who says nothing for so long has ended
+LOST = "another process of this run has ended, and so does this one; what is written stays (train: --resume)"
 _PORTS = 61440, 4096  # the first, and how many: above those that Linux gives out by itself
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe", re.IGNORECASE)
 _said: Counter[str] = Counter()
@@ -112,7 +115,7 @@ def first_to_say(line: str) -> bool:
     if place.count == 1:
         return True
     if not (_has_agent() or _store.cache_info().currsize):
-        return place.is_main
+        return place.is_main or line.endswith(LOST)
     _said[line] += 1
     key = hashlib.sha256(f"{line}\n{_said[line]}".encode(errors="replace")).hexdigest()
     try:
@@ -154,15 +157,23 @@ class Group:
         """In the main process, its own items and the others', as they come; the others give theirs and get none."""
         mine, others = f"{self._number}/{self.place.rank}", range(1, self.place.count)
         if not self.place.is_main:
-            for number, item in enumerate(itertools.chain(own, [None])):
-                _store().set(f"{mine}/{number}", json.dumps(item))
+            with _pulse(f"{mine}/pulse"):
+                for number, item in enumerate(itertools.chain(own, [None])):
+                    _store().set(f"{mine}/{number}", json.dumps(item))
             return
         heard = dict.fromkeys(others, 0)
+        pulses: dict[int, tuple[int, float]] = {}
         for item in own:
             yield item
             yield from self._news(heard)
         while heard:
             yield from self._news(heard)
+            for rank in heard:
+                beats, now = _store().add(f"{self._number}/{rank}/pulse", 0), time.monotonic()
+                if pulses.setdefault(rank, (beats, now))[0] != beats:
+                    pulses[rank] = beats, now
+                if now - pulses[rank][1] > (SILENCE if beats else 10 * SILENCE):  # it may still be loading
+                    raise SdHyenaError(LOST)
             time.sleep(POLL)
 
     def _news(self, heard: dict[int, int]) -> Iterator[Any]:
@@ -175,6 +186,25 @@ class Group:
                     del heard[rank]
                 else:
                     yield item
+
+
+@contextlib.contextmanager
+def _pulse(key: str) -> Iterator[None]:
+    """Counts up within the block, whatever this process does."""
+    store, over = _store(), threading.Event()
+
+    def beat() -> None:
+        with contextlib.suppress(RuntimeError):  # the main process has ended
+            while not over.wait(PULSE):
+                store.add(key, 1)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _has_agent() -> bool:

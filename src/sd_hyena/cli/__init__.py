@@ -94,7 +94,7 @@ def _run(run: Callable[[dict[str, Any]], int], args: dict[str, Any], alone: bool
             _say(f"{shortened(str(error.filename))}: {error.strerror}")
             return 2
         if processes.lost(error):
-            _say("another process of this run has ended, and so does this one; what is written stays (train: --resume)")
+            _say(processes.LOST)
             return 1
         _say(_unforeseen(error))
         return 1
@@ -118,7 +118,7 @@ def _unforeseen(error: Exception) -> str:
     return f"{kind}{where}{'' if text == kind else f': {text}'} (--debug shows where)"
 
 
-class _Lines(logging.Formatter):
+class Lines(logging.Formatter):
     """A line for each record, and the traceback of one that has it."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
@@ -142,7 +142,7 @@ def _log_our_lines_alone() -> None:
         ours.removeHandler(handler)
     handler = logging.StreamHandler()
     handler.name = COMMAND_LINE
-    handler.setFormatter(_Lines("sd-hyena: %(message)s"))
+    handler.setFormatter(Lines("sd-hyena: %(message)s"))
     handler.addFilter(_is_to_be_said)
     ours.addHandler(handler)
     if not root.handlers:  # else Python prints warnings that nobody handles

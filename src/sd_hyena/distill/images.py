@@ -24,7 +24,6 @@ def seen_size(path: Path) -> tuple[int, int]:
     damaged one."""
 
     with open_picture(path, UsageError) as image:
-        image.load()  # what is cut off shows only here
         if _is_wide(image):
             _eight_bits(image, path)
         width, height = image.size
