@@ -38,7 +38,7 @@ PARTS = {
     "trouble": "trouble",
     "network": "network",
 }
-LIMIT = 900  # seconds for one part
+LIMIT = 1800  # seconds for one part
 WELL = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0"}
 RUNNING: set[int] = set()  # processes of parts, which lead their sessions
 
