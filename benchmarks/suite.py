@@ -37,6 +37,7 @@ class Suite:
         self.failures: list[str] = []
         self._pages: list[str] = []
         self._started = time.perf_counter()
+        make_folder(Path(stem).parent)
 
     def shape(self, width: int, batch: int) -> Shape:
         """IN01 of Stable Diffusion 1.x for square pictures, its Hyena layers made for 512 px; tiny ones, for trying a
@@ -144,7 +145,6 @@ class Suite:
             "Whole layers with their projections, medians of interleaved calls. Ratio: the best attention's median "
             f"over this one's. Memory: {CALL_METHOD[self.device.type]}.\n\n"
         )
-        make_folder(Path(self.stem).parent)
         write_file(self.stem + ".md", head + "\n".join(self._pages))
         document = {"title": self.title, "machine": self.facts, "command": self.command, "rows": self.records}
         write_file(self.stem + ".json", report.to_json(document))

@@ -1,6 +1,7 @@
 """Attaching is all-or-nothing, reversible, and sees the true grid."""
 
 import copy
+import gc
 import logging
 
 import pytest
@@ -21,17 +22,25 @@ def operators(unet, names, **choices):
     return {n: build(OperatorConfig(found[n].dim, 4, 4, **({"attention_heads": 2} | choices))) for n in names}
 
 
+def tensors_alive():
+    gc.collect()
+    return sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
+
+
 def operator_of(dim, **choices):
     return build(OperatorConfig(dim, 4, 4, attention_heads=2, **choices))
 
 
+@pytest.mark.reliability(15)
 @pytest.mark.parametrize("form", ["full", "core"])
 def test_attach_changes_and_detach_restores_bit_for_bit(unet, form):
     before, keys = run_unet(unet), list(unet.state_dict())
-    for _ in range(20):
+    tensors = tensors_alive()
+    for _ in range(100):
         patch.attach(unet, operators(unet, ["IN01", "M00", "OUT07"], form=form))
         assert list(patch.attached(unet)) == ["IN01", "M00", "OUT07"]
         patch.detach(unet)
+    assert tensors_alive() == tensors
     assert list(unet.state_dict()) == keys
     assert torch.equal(run_unet(unet), before)
     assert not any(m._forward_pre_hooks for m in unet.modules())

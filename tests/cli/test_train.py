@@ -27,6 +27,7 @@ def same_weights(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.reliability(11)
 def test_training_several_layers_writes_one_file_with_figures(tmp_path, capsys):
     out = tmp_path / "out"
     assert train(out, "-t", "IN01,out11", "-n", 6, "-s", 4) == 0
@@ -34,6 +35,9 @@ def test_training_several_layers_writes_one_file_with_figures(tmp_path, capsys):
     file = checkpoint.load(out / "Hyena-00006.safetensors")
     assert list(file.layers) == ["IN01", "OUT11"]
     assert file.training["step"] == 6
+    state = torch.load(out / ".train-state.pt", weights_only=True)
+    assert state["step"] == 6
+    assert {int(moments["step"]) for moments in state["optimizer"]["state"].values()} == {6}  # updates that were made
     assert file.training["seed"] == 3
     assert file.teacher["widths"] == "64-96-128-128"
     assert 0 < file.layers["IN01"].figures["relative_error"] < 1
