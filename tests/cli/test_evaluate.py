@@ -203,7 +203,7 @@ def test_names_tell_entries_apart():
         (["-y", "{taught}", "-W", "8"], 2, "too small"),
         (["-y", "{taught}", "-t", "IN01"], 2, "holds no layer IN01"),
         (["-y", "{taught}", "--fid", "-n", "1"], 2, "--num_prompts must be at least 2"),
-        (["-y", "{taught}", "--clip_model", "{out}/none"], 1, "--clip_model"),
+        (["-y", "{taught}", "--clip_model", "{out}/none"], 2, "--clip_model"),
         (["-y", "{taught}", "-m", "{model}"], 2, "--prompts is required"),
     ],
 )
