@@ -21,6 +21,13 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 torch.backends.cudnn.allow_tf32 = False  # float32 means float32
 
 
+def pytest_collection_modifyitems(items):
+    if not os.environ.get("SD_HYENA_NIGHTLY"):
+        for item in items:
+            if item.get_closest_marker("nightly"):
+                item.add_marker(pytest.mark.skip(reason="SD_HYENA_NIGHTLY=1 runs it"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory):
     os.environ["SD_HYENA_CACHE"] = str(tmp_path_factory.mktemp("cache"))

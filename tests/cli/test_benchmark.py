@@ -186,7 +186,7 @@ def _benchmarks(monkeypatch):
 
 
 @pytest.mark.usefixtures("_benchmarks")
-@pytest.mark.parametrize("script", ["cpu_suite", "gpu_suite"])
+@pytest.mark.parametrize("script", ["cpu_suite", pytest.param("gpu_suite", marks=pytest.mark.nightly)])
 def test_suites_run_small(script, tmp_path, monkeypatch):
     stem = tmp_path / "results" / "cpu"
     device = ["--device", "cpu"] if script == "gpu_suite" else []

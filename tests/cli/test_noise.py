@@ -208,6 +208,7 @@ def test_the_teachers_start_is_fitted_to_noise(tmp_path, light, init, form):
     assert errors["teacher"] < 0.85 * errors[init]
 
 
+@pytest.mark.nightly
 def test_two_processes_teach_the_same_as_one(tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sd_hyena"]
     constant = shlex.split("-n 4 -t IN01,IN04 --lr_scheduler constant --lr_warmup_steps 0")

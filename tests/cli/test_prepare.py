@@ -63,7 +63,9 @@ def test_a_folder_says_what_it_holds(tmp_path, capsys, demo_pipe):
         assert len(prompts) == len(set(prompts)) == len(tensors["states"]) == 3
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGKILL, -9, marks=pytest.mark.nightly), (signal.SIGTERM, 143)]
+)
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, number, status, capsys):
     options = ["-n", "60", "--sizes", "64x64,72x64", "-b", "4"]
     straight, data = tmp_path / "straight", tmp_path / "data"
