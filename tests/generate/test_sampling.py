@@ -16,6 +16,7 @@ from sd_hyena.evaluate.errors import _predict
 from sd_hyena.evaluate.run import _Work
 from sd_hyena.evaluate.settings import EvaluateSettings
 from sd_hyena.generate.sampling import NotFiniteError, sample
+from sd_hyena.generate.sparing import Sparing
 from sd_hyena.nn import OperatorConfig, build
 from sd_hyena.targets import find_targets
 
@@ -147,7 +148,7 @@ def test_states_predictions_and_scores_that_are_not_finite(pipe, broken):
     target = find_targets(pipe.unet)["OUT11"]
     operator = build(OperatorConfig(target.dim, 8, 8, attention_heads=target.heads))
     settings = EvaluateSettings("demo", width=64, height=64, steps=1, layer_samples=0, no_yardstick=True, hyena="x")
-    work = _Work(pipe, settings, ["a frog"], [0], score, lambda text: None, lambda done, total: None)
+    work = _Work(pipe, settings, ["a frog"], [0], score, lambda text: None, lambda *counts: None, Sparing(pipe))
     with pytest.raises(SdHyenaError, match=r"^teacher: scores\.clip_score is not finite: use another sampler"):
         work.evaluate({"a": []}, {"a": {"OUT11": operator}})
     broken("text_encoder", "final_layer_norm.bias", torch.nan)
