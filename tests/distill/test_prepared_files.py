@@ -15,7 +15,7 @@ from sd_hyena.distill.manifest import SHARDS, Manifest
 from sd_hyena.distill.optimisation import make_optimizer, make_schedule
 from sd_hyena.distill.resume import read_state, restore, resuming
 from sd_hyena.distill.shards import MANIFEST, write_manifest, write_shard
-from sd_hyena.distill.state import STATE, Average, save_state
+from sd_hyena.distill.state import STATE, Average, save_state, serialised
 from sd_hyena.errors import SdHyenaError
 from sd_hyena.nn import OperatorConfig, build
 
@@ -144,7 +144,15 @@ def state():
     optimizer.step()
     schedule.step()
     average.update()
-    whole = {"step": 1, "stage": 2, "seed": 1, "settings": "{}", "identity": "{}", "students": operator.state_dict()}
+    whole = {
+        "step": 1,
+        "stage": 2,
+        "micro_batch_size": 1,
+        "seed": 1,
+        "settings": "{}",
+        "identity": "{}",
+        "students": operator.state_dict(),
+    }
     held = {"optimizer": optimizer.state_dict(), "scheduler": schedule.state_dict(), "average": average.state_dict()}
     return whole | held | {"scaler": {}}, lambda: parts()[1:]
 
@@ -162,12 +170,14 @@ def test_states_that_cannot_be_resumed_from(tmp_path, state):
     whole, parts = state
 
     def outcome(changed):
-        save_state(tmp_path, changed)
+        (tmp_path / STATE).write_bytes(serialised(changed))
         found = read_state(tmp_path)
         with resuming(tmp_path / STATE):
             restore(*parts(), found)
 
     outcome(whole)
+    with pytest.raises(SdHyenaError, match="not written: students.in_proj.bias holds NaN"):
+        save_state(tmp_path, edit(whole, ("students", "in_proj.bias"), torch.full((24,), torch.nan)))
     moments = whole["optimizer"]["state"][0]
     for place, value in [
         *(((name,), value) for name in whole for value in (None, "x", torch.zeros(1), -1)),

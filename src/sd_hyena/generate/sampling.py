@@ -67,7 +67,8 @@ def sample_latents(
 def _longer_side(pipe: Any, options: Mapping[str, Any]) -> int:
     """Of the pictures that are drawn, in px."""
     if "image" in options:
-        return max(options["image"][0].size)
+        image = options["image"]
+        return max((image[0] if isinstance(image, list) else image).size)
     return max(
         options.get(side) or pipe.unet.config.sample_size * pipe.vae_scale_factor for side in ("width", "height")
     )
