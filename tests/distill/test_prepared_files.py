@@ -176,7 +176,7 @@ def test_states_that_cannot_be_resumed_from(tmp_path, state):
             restore(*parts(), found)
 
     outcome(whole)
-    with pytest.raises(SdHyenaError, match="not written: students.in_proj.bias holds NaN"):
+    with pytest.raises(SdHyenaError, match=r"not written: students\.in_proj\.bias holds NaN"):
         save_state(tmp_path, edit(whole, ("students", "in_proj.bias"), torch.full((24,), torch.nan)))
     moments = whole["optimizer"]["state"][0]
     for place, value in [
