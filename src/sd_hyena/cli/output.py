@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .. import interrupts
 from ..arguments import given_path
 from ..errors import UsageError
 from ..files import make_folder
@@ -36,15 +37,21 @@ def write_out(path: Path, file: Any, overwrite: bool) -> None:
     from .display import console
 
     make_folder(path.parent)
-    if _is_file(path):
-        from ..checkpoint import write
+    written: list[str] = []
+    try:
+        with interrupts.unit("file"):
+            if _is_file(path):
+                from ..checkpoint import write
 
-        write(path, file)
-        written = [path.name]
-    else:
-        from ..share.folder import write_folder
+                write(path, file)
+                written = [path.name]
+            else:
+                from ..share.folder import write_folder
 
-        written = write_folder(path, file, overwrite=overwrite)
+                written = write_folder(path, file, overwrite=overwrite)
+    except interrupts.Interrupted as wish:
+        wish.kept = f"{path} is written" if written else wish.kept
+        raise
     count = len(file.layers)
     console.print(f"{path}: {count} layer{'s' if count > 1 else ''} ({', '.join(written)})", soft_wrap=True)
 
