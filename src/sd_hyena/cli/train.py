@@ -170,7 +170,7 @@ def _train(
     try:
         accelerator.init_trackers(run_name, config=vars(settings))
     except OSError as error:
-        raise cannot_write(error.filename or settings.log_dir, error) from None
+        raise cannot_write(error.filename or Path(settings.log_dir) / run_name, error) from None
     prompts = _prompts(settings, source)
     shown = prompts[:: max(1, len(prompts) // 2)]
     logbook = Logbook(
