@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)}")
-    whole = not args.parts and args.scale == 1 and args.only is None
+    whole = not args.parts and args.only is None
     if not (whole or args.no_page or args.record):
         parser.error("docs/faults.md is written from the whole campaign alone: give --no-page")
     if args.record:
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"not tried: {what}: {why}")
     print(f"{sum(row.tried for row in report.rows.values())} tried, {report.failures} failed")
     if not args.no_page:
-        page.PAGE.write_text(page.page(report))
+        page.PAGE.write_text(page.page(report, args.scale))
     return 1 if report.failures else 0
 
 

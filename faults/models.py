@@ -12,7 +12,7 @@ from .pickles import CODE, RAN
 from .report import Report
 from .scene import SMALL, Scene
 
-COUNT = 120
+COUNT = 80
 LIMIT = 8.0  # seconds for one model
 LARGE = (0, -1, 1, 3, 1000, 1_000_000, 1_000_000_000, 1 << 40, 1 << 62)
 CODES = (

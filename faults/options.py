@@ -12,7 +12,7 @@ from .judge import files_in
 from .report import Report
 from .scene import COMMANDS, Scene
 
-COUNT = 400
+COUNT = 200
 LIMIT = 4.0  # seconds until a model would be read
 NUMBERS = (
     "-1",

@@ -15,7 +15,7 @@ from . import child
 from .judge import files_in
 from .report import Report
 
-COUNT = 160
+COUNT = 80
 LIMIT = 10.0  # seconds for one file
 RAN = "ran"  # the file that a payload makes
 CODE = f"open({RAN!r}, 'w').close()"

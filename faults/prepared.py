@@ -15,7 +15,7 @@ from . import child, hostile, tensor_files
 from .judge import files_in
 from .report import Report
 
-DATA, STATES = 120, 80
+DATA, STATES = 60, 40
 LIMIT = 15.0  # seconds for one command
 SHARD = "shards/00000.safetensors"
 TRAIN = (

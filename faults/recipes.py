@@ -10,7 +10,7 @@ from random import Random
 from . import child, hostile
 from .report import Report
 
-RECIPES, PROMPTS = 500, 300
+RECIPES, PROMPTS = 300, 100
 LIMIT = 5.0  # seconds for one file
 TOML = (  # values that JSON has not
     "nan", "inf", "-inf", "+inf", "1_000_000", "0xffffffffffffffffff", "1e400", "1979-05-27T07:32:00Z", "07:32:00",
