@@ -25,7 +25,7 @@ from .errors import SdHyenaError, UsageError
 
 T = TypeVar("T")
 POLL = 0.05  # seconds between two looks at what others have to say
-PULSE, SILENCE = 1.0, 15.0  # seconds: who works says so as often; who says nothing for so long has ended
+PULSE, SILENCE = 1.0, 20.0  # seconds: who works says so as often; who says nothing for so long has ended
 LOST = "another process of this run has ended, and so does this one; what is written stays (train: --resume)"
 _PORTS = 61440, 4096  # the first, and how many: above those that Linux gives out by itself
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe", re.IGNORECASE)
@@ -100,6 +100,8 @@ def speaking(alone: bool) -> Iterator[None]:
     if place.count > 1 and _has_agent():
         _store()  # while it is there: who is left when the others are gone would wait for it
     with contextlib.ExitStack() as stack:
+        if not (place.is_main or _has_agent()):  # torchrun's agent itself ends who is left
+            stack.enter_context(_pulse(f"pulse/{place.rank}"))
         if not place.is_main:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         yield
@@ -157,9 +159,8 @@ class Group:
         """In the main process, its own items and the others', as they come; the others give theirs and get none."""
         mine, others = f"{self._number}/{self.place.rank}", range(1, self.place.count)
         if not self.place.is_main:
-            with _pulse(f"{mine}/pulse"):
-                for number, item in enumerate(itertools.chain(own, [None])):
-                    _store().set(f"{mine}/{number}", json.dumps(item))
+            for number, item in enumerate(itertools.chain(own, [None])):
+                _store().set(f"{mine}/{number}", json.dumps(item))
             return
         heard = dict.fromkeys(others, 0)
         pulses: dict[int, tuple[int, float]] = {}
@@ -169,10 +170,10 @@ class Group:
         while heard:
             yield from self._news(heard)
             for rank in heard:
-                beats, now = _store().add(f"{self._number}/{rank}/pulse", 0), time.monotonic()
+                beats, now = _store().add(f"pulse/{rank}", 0), time.monotonic()
                 if pulses.setdefault(rank, (beats, now))[0] != beats:
                     pulses[rank] = beats, now
-                if now - pulses[rank][1] > (SILENCE if beats else 10 * SILENCE):  # it may still be loading
+                if now - pulses[rank][1] > SILENCE and not _has_agent():
                     raise SdHyenaError(LOST)
             time.sleep(POLL)
 
@@ -190,11 +191,12 @@ class Group:
 
 @contextlib.contextmanager
 def _pulse(key: str) -> Iterator[None]:
-    """Counts up within the block, whatever this process does."""
-    store, over = _store(), threading.Event()
+    """Counts up within the block, whatever this process does, once the main process keeps a store."""
+    over = threading.Event()
 
     def beat() -> None:
         with contextlib.suppress(RuntimeError):  # the main process has ended
+            store = _store()
             while not over.wait(PULSE):
                 store.add(key, 1)
 
@@ -204,7 +206,7 @@ def _pulse(key: str) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join()
+        thread.join(2 * PULSE)  # it may wait for a store that never comes
 
 
 def _has_agent() -> bool:
