@@ -136,6 +136,7 @@ def _log_our_lines_alone() -> None:
     """Our log goes to standard error, a line each; what libraries have to say goes nowhere."""
     threading.excepthook = lambda failed: logging.debug("in a thread", exc_info=failed.exc_value)
     logging.raiseExceptions = False  # a log that cannot be written
+    logging.captureWarnings(True)  # of libraries: they go where their logs do
     ours, root = logging.getLogger("sd_hyena"), logging.getLogger()
     ours.setLevel(logging.INFO)
     for handler in [each for each in ours.handlers if each.name == COMMAND_LINE]:  # of an earlier call
