@@ -126,7 +126,8 @@ def test_what_appears_meanwhile_is_kept(tmp_path, monkeypatch, caplog, links):
     old.write_text("old")
     with pytest.raises(UsageError, match=r"old.png exists: choose another --out_dir, or give --overwrite"):
         refuse_existing([new, old], overwrite=False)
-    claim = refuse_existing([new, old], overwrite=True)
+    refuse_existing([new, old], overwrite=True)
+    claim = Claim([new, old])
     new.write_text("foreign")
     assert claim.write(old, "mine") == old
     assert claim.write(new, "mine") == tmp_path / "new-1.png"

@@ -87,14 +87,11 @@ class Claim:
         return written
 
 
-def refuse_existing(paths: Iterable[Path], overwrite: bool, options: str = "--out_dir") -> Claim:
-    """A claim on a run's files. Raises UsageError if one of them is there and may not be replaced; ``options`` name
-    another place."""
-    paths = list(paths)
+def refuse_existing(paths: Iterable[Path], overwrite: bool, options: str = "--out_dir") -> None:
+    """Raises UsageError if one of a run's files is there and may not be replaced; ``options`` name another place."""
     there = next((path for path in paths if os.path.lexists(path)), None)
     if there and not overwrite:
         raise UsageError(f"{there} exists: choose another {options}, or give --overwrite")
-    return Claim(paths)
 
 
 def make_folder(folder: Path | str) -> Path:
@@ -139,9 +136,9 @@ def remove_strays(folder: Path) -> bool:
 
     removed = False
     with contextlib.suppress(OSError):
-        for path in folder.glob(f"{_OURS}*{_TEMPORARY}"):
-            host, pid, _ = path.name.removeprefix(_OURS).split(".", 2) if path.name.count(".") > 4 else ("", "", "")
-            if host == _HOST and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+        for path in folder.glob(f"{_OURS}{_HOST}.*.*{_TEMPORARY}"):
+            pid = path.name.split(".")[3]
+            if pid.isdecimal() and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
                 removed = True
     return removed

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+_NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _units: list[str] = []
 _asked = 0
 logger = logging.getLogger(__name__)
@@ -38,8 +39,7 @@ def handled() -> Iterator[None]:
     global _asked
     numbers: list[int] = []
     if threading.current_thread() is threading.main_thread():
-        known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        numbers = [number for number in known if signal.getsignal(number) not in (signal.SIG_IGN, _on_signal)]
+        numbers = [number for number in _NUMBERS if signal.getsignal(number) not in (signal.SIG_IGN, _on_signal)]
     previous = {number: signal.signal(number, _on_signal) for number in numbers}
     try:
         yield
@@ -88,7 +88,7 @@ def _ask(number: int) -> None:
     global _asked
     again, _asked = bool(_asked), number
     if again or not _units:
-        for each in (signal.SIGINT, signal.SIGTERM):  # what cleans up is not disturbed
+        for each in _NUMBERS:  # what cleans up is not disturbed
             if signal.getsignal(each) is _on_signal:
                 signal.signal(each, signal.SIG_IGN)
         _raise()

@@ -21,7 +21,7 @@ from ..errors import SdHyenaError, UsageError
 from ..families import from_text
 from ..files import locked, make_folder
 from ..fingerprint import HASH, SAMPLE, distance, exact
-from ..generate.sampling import why_not_finite
+from ..finite import is_finite, why_not_finite
 from ..machine import Batches
 from ..processes import ALONE, Group, Place
 from .data import Dataset, check_fits, open_prepared
@@ -110,7 +110,7 @@ def _make_shard(
         return latents
 
     latents = torch.cat(batches.run(make, items)).float().cpu()
-    if not latents.isfinite().all():
+    if not is_finite(latents):
         raise SdHyenaError(f"{shard_name(number)}: latents are not finite: {why_not_finite(pipe)}")
     prompts = list(dict.fromkeys(["", *(item.prompt for item in items)]))
     rows = torch.tensor([prompts.index(item.prompt) for item in items])

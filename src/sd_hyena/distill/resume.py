@@ -14,6 +14,7 @@ import torch
 from .. import strict_json
 from ..errors import SdHyenaError
 from ..finite import NOT_FINITE, first_not_finite
+from ..texts import reason
 from .state import STATE, Average
 
 logger = logging.getLogger(__name__)
@@ -69,9 +70,7 @@ def resuming(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torch raises many types for what does not fit
-        said = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        reason = " ".join(said.split())[:120] or type(error).__name__
-        raise SdHyenaError(f"{path}: cannot resume from it ({reason}): remove it to start anew") from None
+        raise SdHyenaError(f"{path}: cannot resume from it ({reason(error)}): remove it to start anew") from None
 
 
 def restore(optimizer: torch.optim.Optimizer, scheduler: Any, average: Average, state: Mapping[str, Any]) -> None:

@@ -105,16 +105,20 @@ class GenerateSettings(ModelChoices):
             refuse_existing(self.outputs(), self.overwrite, "--out_dir or --name_format")
 
     def outputs(self) -> list[Path]:
-        """The files this run will write."""
-        grid = [Path(self.out_dir) / GRID_NAME] if self.grid else []
-        return [path for row in self.plan() for path in row] + grid
+        """The files this run will write. Raises UsageError where two collide."""
+        paths = [path for row in self.plan() for path in row] + [Path(self.out_dir) / GRID_NAME] * self.grid
+        if len(set(paths)) < len(paths):
+            raise UsageError(
+                f"--name_format {self.name_format!r} repeats names: use {{n}}, or {{h}} with {{b}} and {{i}}"
+            )
+        return paths
 
     def entries(self) -> list[list[str]]:
         """The sweep: for each entry, the files stacked in it."""
         return split_entries(self.hyena)
 
     def plan(self) -> list[list[Path]]:
-        """The path of every image, by entry. Raises UsageError where two collide."""
+        """The path of every image, by entry. Raises UsageError for too many."""
         per_entry, folder = self.num_images * self.iteration, Path(self.out_dir)
         if per_entry * len(self.entries()) > MAX_PICTURES:
             raise UsageError(
@@ -129,11 +133,6 @@ class GenerateSettings(ModelChoices):
                 stem = self.name_format.format(h=h, n=n, b=j // self.num_images, i=j % self.num_images)
                 row.append(folder / f"{stem}.png")
             paths.append(row)
-        flat = [p for row in paths for p in row] + ([folder / GRID_NAME] if self.grid else [])
-        if len(set(flat)) < len(flat):
-            raise UsageError(
-                f"--name_format {self.name_format!r} repeats names: use {{n}}, or {{h}} with {{b}} and {{i}}"
-            )
         return paths
 
     def sampling_options(self) -> dict[str, Any]:
