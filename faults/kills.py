@@ -27,7 +27,7 @@ def run(report: Report, scale: float, seed: int) -> None:
             command, place = COMMANDS[number % len(COMMANDS)], number // len(COMMANDS)
             points = (6, 8, 9, 11) if command.startswith("train") else (6, 8)
             detail = trial(scene, command, place, report.random(number))
-            report.verdict(points, f"SIGKILL in {command}, then the same again", detail, report.again(number))
+            report.verdict(points, f"SIGKILL, then the same again: {command}", detail, report.again(number))
 
 
 def trial(scene: Scene, command: str, place: int, draw: random.Random) -> str:

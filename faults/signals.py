@@ -32,7 +32,7 @@ def run(report: Report, scale: float, seed: int) -> None:
         for number in report.numbers(len(trials) * scale):
             command, way, place = trials[number]
             detail = trial(scene, command, way, place, report.random(number))
-            report.verdict((10, 8), f"{way} in {command}", detail, report.again(number))
+            report.verdict((10, 8), f"{way}: {command}", detail, report.again(number))
 
 
 def trial(scene: Scene, command: str, way: str, place: int, draw: random.Random) -> str:

@@ -119,7 +119,7 @@ def _bad_file(scene: Scene, name: str, random: Random) -> tuple[str, str]:
     if not wrong and not ending.status:
         wrong = not_finite_in(folder) or ("silent: nan in what it prints" if " nan" in ending.stdout.lower() else "")
     shutil.rmtree(folder)
-    return f"{kind} in the {part.replace('_', ' ')}: {name}", wrong and f"{key}: {wrong}"
+    return f"{kind} in a weight: {part.replace('_', ' ')}, {name}", wrong and f"{key}: {wrong}"
 
 
 def not_finite_in(folder: Path) -> str:
