@@ -17,6 +17,7 @@ from pathlib import Path
 
 from . import page
 from .report import Report
+from .scene import STAGE
 
 ROOT = Path(__file__).parent.parent
 # The file of each part, which has run(report, scale, seed) and may have RESULTS; the long ones first.
@@ -78,8 +79,8 @@ def main(argv: list[str] | None = None) -> int:
 def run_parts(parts: list[str], scale: float, seed: int, only: int | None = None, jobs: int = 2) -> Report:
     """All parts' results together, each from a process of its own."""
     report = Report(seed)
-    with ThreadPoolExecutor(jobs) as pool:
-        for each in pool.map(lambda part: _in_a_process(part, scale, seed, only), parts):
+    with tempfile.TemporaryDirectory(prefix="faults-") as stage, ThreadPoolExecutor(jobs) as pool:
+        for each in pool.map(lambda part: _in_a_process(part, scale, seed, only, stage), parts):
             report.add(each)
     return report
 
@@ -97,13 +98,13 @@ def run_part(part: str, scale: float, seed: int, only: int | None = None) -> Rep
     return report
 
 
-def _in_a_process(part: str, scale: float, seed: int, only: int | None) -> Report:
+def _in_a_process(part: str, scale: float, seed: int, only: int | None, stage: str) -> Report:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         record = Path(folder) / "record.json"
         words = [part, "--scale", str(scale), "--seed", str(seed), "--record", str(record)]
         words += [] if only is None else ["--only", str(only)]
         # What a part leaves behind goes with its folder; what it starts, with its session.
-        environment = os.environ | WELL | {"TMPDIR": folder, "SD_HYENA_CACHE": f"{folder}/cache"}
+        environment = os.environ | WELL | {"TMPDIR": folder, "SD_HYENA_CACHE": f"{folder}/cache", STAGE: stage}
         child = subprocess.Popen(
             [sys.executable, "-m", "faults", *words], cwd=ROOT, env=environment, start_new_session=True
         )

@@ -47,7 +47,7 @@ REFUSED = [
         for each in ("train", "generate", "prepare", "evaluate")
         for value in ("meta", "cuda:99", "x")
     ],
-    *[("train", "--mixed_precision", "fp16"), ("prepare", "--mixed_precision", "fp16")],
+    ("train", "--mixed_precision", "fp16"),
     *[("generate", "-n", "100000000"), ("generate", "-i", "1000000000"), ("prepare", "-b", "100000000")],
     *[("train", "-b", "100000000"), ("train", "--n_images", "1000000000"), ("prepare", "-n", "1000000000")],
     *[("train", "-t", "IN01,IN01"), ("generate", "-t", "IN99"), ("evaluate", "-n", "1000000000")],

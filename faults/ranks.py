@@ -50,11 +50,18 @@ def together(
             folder,
             more,
             env=scene.env | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            hooks=(hooks_of or {}).get(rank, []),
+            hooks=[_meet_soon, *(hooks_of or {}).get(rank, [])],
         )
         for rank in range(2)
     ]
     return [each.wait(LIMIT) for each in started]
+
+
+def _meet_soon() -> None:
+    """One that is killed before they have met is not waited for as long as in earnest."""
+    from sd_hyena import processes
+
+    processes.MEETING = SOON / 3
 
 
 def killed(scene: Scene, command: str, rank: int, draw: random.Random) -> str:

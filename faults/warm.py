@@ -9,6 +9,7 @@ import pkgutil
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # a fork does not take threads along
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as the command line has it before it imports torch
 
 import matplotlib
 import torch

@@ -3,6 +3,9 @@
 import contextlib
 import itertools
 import os
+import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -11,7 +14,7 @@ import torch
 from sd_hyena import processes
 from sd_hyena.cli import main
 from sd_hyena.cli.device import choose_device
-from sd_hyena.errors import UsageError
+from sd_hyena.errors import SdHyenaError, UsageError
 from sd_hyena.processes import ALONE, Group, Place, here, lost
 
 TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -42,14 +45,14 @@ def become(environment, monkeypatch):
     """``become(rank)``: this process is that one of two, with a store such as torchrun's agent keeps."""
     store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     environment(MASTER_ADDR="localhost", MASTER_PORT=store.port, TORCHELASTIC_USE_AGENT_STORE=True)
-    processes._store.cache_clear()
+    processes._opened.cache_clear()
 
     def setting(rank):
         environment(RANK=rank, WORLD_SIZE=2, LOCAL_RANK=rank)
         processes._said.clear()
 
     yield setting
-    processes._store.cache_clear()
+    processes._opened.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -98,6 +101,48 @@ def test_items_of_all_come_to_the_main_process(become, monkeypatch):
     assert {start == [0, "main"] for start, _ in found.values()} == {True}
     assert sorted(found[0][1]) == [[1, 0], [2, 0], [2, 1]]
     assert found[1][1] == found[2][1] == []
+
+
+@pytest.mark.reliability(12)
+def test_the_main_process_does_not_begin_before_the_others_have_come(environment, monkeypatch):
+    """It might end before a late one has found its store, and that one would wait for it to come."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment(RANK=0, WORLD_SIZE=2, LOCAL_RANK=0, MASTER_ADDR="localhost", MASTER_PORT=port)
+    monkeypatch.setattr(processes, "MEETING", 20.0)
+    processes._opened.cache_clear()
+    begun = []
+    main_process = threading.Thread(target=lambda: begun.append(processes._store()))
+    main_process.start()
+    late = torch.distributed.TCPStore("localhost", port, is_master=False, wait_for_workers=False)
+    main_process.join(0.3)
+    assert not begun
+    torch.distributed.PrefixStore("sd-hyena/0", late).add("joined", 1)
+    main_process.join(20)
+    assert begun
+    processes._opened.cache_clear()
+
+
+@pytest.mark.reliability(12)
+def test_who_does_not_come_is_not_waited_for_without_end(environment, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        environment(MASTER_PORT=free.getsockname()[1])
+    environment(RANK=0, WORLD_SIZE=2, LOCAL_RANK=0, MASTER_ADDR="localhost")
+    monkeypatch.setattr(processes, "MEETING", 0.2)
+    processes._opened.cache_clear()
+    with pytest.raises(SdHyenaError, match="1 of 2 processes have come within"):
+        processes._store()
+    processes._opened.cache_clear()
+
+
+def test_torch_does_not_warn_past_the_log():
+    """It reads this when it is imported, which the command line does later."""
+    code = "import os, sys, sd_hyena.cli; print('torch' in sys.modules, os.environ['TORCH_CPP_LOG_LEVEL'])"
+    env = {name: value for name, value in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "ERROR"]
 
 
 def test_each_item_is_one_process_s():

@@ -25,12 +25,14 @@ from .errors import SdHyenaError, UsageError
 
 T = TypeVar("T")
 POLL = 0.05  # seconds between two looks at what others have to say
+MEETING = 60.0  # seconds that the main process, with its model loaded, waits for the others to come
 PULSE, SILENCE = 1.0, 20.0  # seconds: who works says so as often; who says nothing for so long has ended
 LOST = "another process of this run has ended, and so does this one; what is written stays (train: --resume)"
 _PORTS = 61440, 4096  # the first, and how many: above those that Linux gives out by itself
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset)|broken pipe", re.IGNORECASE)
 _said: Counter[str] = Counter()
 _groups = itertools.count()
+_opening = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def first_to_say(line: str) -> bool:
         return True
     if place.count == 1:
         return True
-    if not (_has_agent() or _store.cache_info().currsize):
+    if not (_has_agent() or _opened.cache_info().currsize):
         return place.is_main or line.endswith(LOST)
     _said[line] += 1
     key = hashlib.sha256(f"{line}\n{_said[line]}".encode(errors="replace")).hexdigest()
@@ -214,12 +216,32 @@ def _has_agent() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-@functools.cache
 def _store() -> Any:
-    """The run's store: the agent's, that of the process group, or one that the main process keeps."""
+    """The run's store: the agent's, that of the process group, or one that the main process keeps. Raises SdHyenaError
+    if others do not come to that one."""
+    with _opening:
+        return _opened()
+
+
+@functools.cache
+def _opened() -> Any:
     from torch import distributed
 
-    keeps = here().is_main and not _has_agent() and not distributed.is_initialized()
+    place = here()
+    keeps = place.is_main and not _has_agent() and not distributed.is_initialized()
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = distributed.TCPStore(host, port, is_master=keeps, wait_for_workers=False)
-    return distributed.PrefixStore(f"sd-hyena/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = distributed.PrefixStore(f"sd-hyena/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    if not place.is_main:
+        store.add("joined", 1)
+    elif keeps:  # or it might end before a late one has found it, who would wait for it to come
+        _meet(store, place.count - 1)
+    return store
+
+
+def _meet(store: Any, others: int) -> None:
+    start = time.monotonic()
+    while (joined := store.add("joined", 0)) < others:
+        if time.monotonic() - start > MEETING:
+            raise SdHyenaError(f"{joined + 1} of {others + 1} processes have come within {MEETING:g} s: this one ends")
+        time.sleep(POLL)

@@ -170,12 +170,12 @@ def _read_recipe(settings: type, path: Path) -> dict[str, Any]:
         kinds: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
         kind = kinds[str(fields[key].type)]
         if not isinstance(value, kind) or (isinstance(value, bool) and fields[key].type != "bool"):
-            raise UsageError(f"{path}: {key} = {value!r} should be of type {fields[key].type}")
+            raise UsageError(f"{path}: {key} = {shortened(repr(value))} should be of type {fields[key].type}")
         if isinstance(value, str):
             check_text(f"{path}: {key} =", value)
         choices = fields[key].metadata["choices"]
         if choices and value not in choices:
-            raise UsageError(f"{path}: {key} = {value!r} should be one of {', '.join(choices)}")
+            raise UsageError(f"{path}: {key} = {shortened(repr(value))} should be one of {', '.join(choices)}")
     return values
 
 

@@ -75,6 +75,7 @@ def reason(error: BaseException) -> str:
         text = f"no {error.args[0]!r}"
     else:
         text = str(error)
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
     text = re.split(r"\n\s*\n|\n?Exception raised from |\nTraceback ", text.strip())[0]
     said: list[str] = []
     for part in re.split(r"(?<=[.;!?])\s+|\n", text):

@@ -238,6 +238,7 @@ ADVICE = "trust_remote_code|weights_only|allow_pickle|safe_serialization|HF_HUB_
         (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
         (RuntimeError("enforce fail\n\nException raised from x:\nframe #0"), "enforce fail"),
         (ValueError("one\ntwo\n  three"), "one two three"),
+        (TypeError("expected a tensor, got <class 'numpy.str_'>"), "expected a tensor, got numpy.str_"),
         (ValueError("y" * 999), "y" * 217 + "..." + "y" * 20),
     ],
 )

@@ -185,6 +185,16 @@ def test_what_else_is_there_is_named(tmp_path, caplog):
         list_images(folder)
 
 
+@pytest.mark.reliability(1)
+@pytest.mark.parametrize("name", ["b.png", "b.txt"])
+def test_a_link_that_leads_to_itself_is_named(tmp_path, name):
+    folder = captioned(tmp_path / "i", "b.png")
+    (folder / name).unlink()
+    (folder / name).symlink_to(name)
+    with pytest.raises(UsageError, match=r"holds no png.* file, but .*b\.(png|txt)|b\.png has no caption in b\.txt"):
+        list_images(folder)
+
+
 @pytest.mark.compatibility("Prompts and paths", "`A.PNG` with `A.TXT` or `a.txt`", "works")
 def test_captions_in_any_case(tmp_path):
     folder = captioned(tmp_path / "i", "A.PNG", "b.png", caption=".TXT")

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 import random
 
 import pytest
@@ -197,6 +198,13 @@ def test_states_that_cannot_be_resumed_from(tmp_path, state):
         with pytest.raises(SdHyenaError, match=r"\.train-state\.pt: cannot resume from it \(.+\): remove it") as error:
             outcome(edit(whole, place, value))
         assert "\n" not in str(error.value), place
+
+
+@pytest.mark.reliability(1)
+def test_a_pipe_in_a_states_place_is_told_at_once(tmp_path):
+    os.mkfifo(tmp_path / STATE)
+    with pytest.raises(SdHyenaError, match=r"\.train-state\.pt: cannot resume from it \(it is no file\)"):
+        read_state(tmp_path)
 
 
 @pytest.mark.reliability(1, 5)

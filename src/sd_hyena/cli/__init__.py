@@ -35,6 +35,7 @@ COMMANDS = {
 SHARED = ("prepare", "train", "generate")  # commands whose work several processes may share
 PACKAGE = Path(__file__).parent.parent
 COMMAND_LINE = "sd-hyena's command line"  # the name of its log handler
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it on import, and warns past Python's log
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -75,6 +75,13 @@ class CaptionedImage:
     height: int
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False
+
+
 def list_images(folder: Path) -> list[CaptionedImage]:
     """The images of a folder by name, each with the caption in the ``.txt`` beside it (empty: no prompt).
 
@@ -83,7 +90,7 @@ def list_images(folder: Path) -> list[CaptionedImage]:
     """
     try:
         with os.scandir(folder) as entries:  # which says what is a file without asking for each
-            is_file = {e.name: e.is_file() for e in entries if not e.name.startswith(".")}
+            is_file = {e.name: _is_file(e) for e in entries if not e.name.startswith(".")}
     except OSError as error:
         raise UsageError(f"images folder {folder}: {error.strerror}") from None
     there = [folder / name for name in sorted(is_file)]

@@ -54,6 +54,8 @@ def read_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError("it is no file")  # a pipe may never end
     try:
         with zipfile.ZipFile(path) as archive:  # its checksums, which torch does not look at
             stored = all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
