@@ -95,7 +95,6 @@ def _undisturbed(scene: Scene, name: str) -> tuple[int, list[int], Path]:
 
 def _bad_file(scene: Scene, name: str, random: Random) -> tuple[str, str]:
     """A model of which one tensor is not finite, or so large that nothing computed from it is."""
-    import torch
     from safetensors.torch import load_file, save_file
 
     part, kind = random.choice(WEIGHTS), random.choice(("NaN", "infinity", "huge values"))
@@ -106,7 +105,7 @@ def _bad_file(scene: Scene, name: str, random: Random) -> tuple[str, str]:
     used = sorted(key for key in tensors if key.endswith("weight") and not key.startswith(("encoder", "quant")))
     key = random.choice(used)  # drawing uses the VAE's other half
     if kind == "huge values":
-        tensors[key] = torch.full_like(tensors[key], 1e38)
+        tensors[key] = huge(tensors[key])
     else:
         tensors[key].view(-1)[random.randrange(tensors[key].numel())] = float("nan" if kind == "NaN" else "inf")
     save_file(tensors, path, {"format": "pt"})
@@ -120,6 +119,13 @@ def _bad_file(scene: Scene, name: str, random: Random) -> tuple[str, str]:
         wrong = not_finite_in(folder) or ("silent: nan in what it prints" if " nan" in ending.stdout.lower() else "")
     shutil.rmtree(folder)
     return f"{kind} in a weight: {part.replace('_', ' ')}, {name}", wrong and f"{key}: {wrong}"
+
+
+def huge(tensor: Any) -> Any:
+    """The same full of values as large as its type holds."""
+    import torch
+
+    return torch.full_like(tensor, min(1e38, torch.finfo(tensor.dtype).max))
 
 
 def not_finite_in(folder: Path) -> str:

@@ -172,10 +172,16 @@ def test_meddling_reaches_what_computes_and_results_are_compared(tmp_path):
         assert bool((x @ x).isfinite().all())
         assert not bool((x @ x).isfinite().any())
     assert meddler.count == 2
+    few = torch.ones(1, 1, 4, 4)
+    with meddle.Meddler(lambda count, output: None):
+        spoilt = torch.nn.functional.scaled_dot_product_attention(few * float("inf"), few, few)
+    assert not bool(spoilt.isfinite().any())
     with meddle.Meddler(meddle.larger_than(32)), pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
         x @ x
     with meddle.Meddler(meddle.out_of_memory(1, 1, True)), pytest.raises(torch.OutOfMemoryError):
         x @ x
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert bool(trouble.huge(torch.ones(2, dtype=dtype)).isfinite().all())
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     for name, grey in (("a", 100), ("b", 110)):
