@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 import torch
+from conftest import trained
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -18,6 +19,8 @@ from faults import __main__ as campaign
 from faults import child, hostile, hyena_files, meddle, network, page, pickles, tensor_files, trouble
 from faults.judge import files_in, judge
 from faults.report import Report
+from sd_hyena import checkpoint
+from sd_hyena.config import OperatorConfig
 
 GOOD = "sd-hyena: x.safetensors: is empty: download or copy it again\n"
 
@@ -192,6 +195,21 @@ def test_meddling_reaches_what_computes_and_results_are_compared(tmp_path):
     assert trouble.not_finite_in(tmp_path / "a") == "silent: image_000.png is black"
     save_file({"x": torch.tensor([float("nan")])}, tmp_path / "b" / "x.safetensors")
     assert "holds NaN" in trouble.not_finite_in(tmp_path / "b")
+
+
+@pytest.mark.reliability(14)
+@pytest.mark.parametrize(
+    ("weight", "said"), [("blocks.weight", ""), ("out_proj.bias", "another result: IN01 of Hyena-00001.safetensors")]
+)
+def test_hyena_files_are_compared_by_what_they_compute(tmp_path, weight, said):
+    """The weight of the only block of a grid changes nothing."""
+    layer = trained(OperatorConfig(8, 4, 4, attention_heads=2, block=4))
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        checkpoint.save(folder / "Hyena-00001.safetensors", {"IN01": layer})
+        with torch.no_grad():
+            layer.get_parameter(weight).add_(0.1)
+    assert trouble.differs(tmp_path / "a", tmp_path / "b") == said
 
 
 @pytest.mark.parametrize(
