@@ -19,6 +19,7 @@ from faults import __main__ as campaign
 from faults import child, hostile, hyena_files, meddle, network, page, pickles, tensor_files, trouble
 from faults.judge import files_in, judge
 from faults.report import Report
+from faults.scene import COMMANDS, TELL_TIMES
 from sd_hyena import checkpoint
 from sd_hyena.config import OperatorConfig
 
@@ -195,6 +196,12 @@ def test_meddling_reaches_what_computes_and_results_are_compared(tmp_path):
     assert trouble.not_finite_in(tmp_path / "a") == "silent: image_000.png is black"
     save_file({"x": torch.tensor([float("nan")])}, tmp_path / "b" / "x.safetensors")
     assert "holds NaN" in trouble.not_finite_in(tmp_path / "b")
+
+
+def test_tables_of_times_are_not_taken_for_results_that_are_always_alike():
+    stems = [line.split()[-1] for name, line in COMMANDS.items() if name.startswith("benchmark")]
+    assert len(stems) == 3
+    assert all(f"{stem}.md".endswith(TELL_TIMES) for stem in stems)
 
 
 @pytest.mark.reliability(14)
