@@ -41,7 +41,7 @@ COMMANDS = {
 }
 GOLDEN = (5**0.5 - 1) / 2
 # They hold seconds, which two runs may have alike by chance.
-TELL_TIMES = ("report.html", "evaluation.md", "evaluation.json")
+TELL_TIMES = ("report.html", "evaluation.md", "evaluation.json", "layer.md", "sizes.md", "image.md")
 READERS = {"info": "info {hyena}", "targets": "targets -m {model}"}
 GOES_ON = {"train": "--resume", "train, stage 2": "--resume", "prepare": ""}  # the others: --overwrite, if they refuse
 STRANGERS = (

@@ -75,7 +75,7 @@ DIFFUSERS_USERS = {
 }
 
 
-FOUNDATIONS = {"arguments", "errors", "finite", "settings", "texts"}  # below even what needs no torch
+FOUNDATIONS = {"arguments", "errors", "finite", "interrupts", "settings", "texts"}  # below even what needs no torch
 
 
 def imports(path):

@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 import torch
+from conftest import trained
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -18,6 +19,9 @@ from faults import __main__ as campaign
 from faults import child, hostile, hyena_files, meddle, network, page, pickles, tensor_files, trouble
 from faults.judge import files_in, judge
 from faults.report import Report
+from faults.scene import COMMANDS, TELL_TIMES
+from sd_hyena import checkpoint
+from sd_hyena.config import OperatorConfig
 
 GOOD = "sd-hyena: x.safetensors: is empty: download or copy it again\n"
 
@@ -172,10 +176,16 @@ def test_meddling_reaches_what_computes_and_results_are_compared(tmp_path):
         assert bool((x @ x).isfinite().all())
         assert not bool((x @ x).isfinite().any())
     assert meddler.count == 2
+    few = torch.ones(1, 1, 4, 4)
+    with meddle.Meddler(lambda count, output: None):
+        spoilt = torch.nn.functional.scaled_dot_product_attention(few * float("inf"), few, few)
+    assert not bool(spoilt.isfinite().any())
     with meddle.Meddler(meddle.larger_than(32)), pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
         x @ x
     with meddle.Meddler(meddle.out_of_memory(1, 1, True)), pytest.raises(torch.OutOfMemoryError):
         x @ x
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert bool(trouble.huge(torch.ones(2, dtype=dtype)).isfinite().all())
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     for name, grey in (("a", 100), ("b", 110)):
@@ -186,6 +196,27 @@ def test_meddling_reaches_what_computes_and_results_are_compared(tmp_path):
     assert trouble.not_finite_in(tmp_path / "a") == "silent: image_000.png is black"
     save_file({"x": torch.tensor([float("nan")])}, tmp_path / "b" / "x.safetensors")
     assert "holds NaN" in trouble.not_finite_in(tmp_path / "b")
+
+
+def test_tables_of_times_are_not_taken_for_results_that_are_always_alike():
+    stems = [line.split()[-1] for name, line in COMMANDS.items() if name.startswith("benchmark")]
+    assert len(stems) == 3
+    assert all(f"{stem}.md".endswith(TELL_TIMES) for stem in stems)
+
+
+@pytest.mark.reliability(14)
+@pytest.mark.parametrize(
+    ("weight", "said"), [("blocks.weight", ""), ("out_proj.bias", "another result: IN01 of Hyena-00001.safetensors")]
+)
+def test_hyena_files_are_compared_by_what_they_compute(tmp_path, weight, said):
+    """The weight of the only block of a grid changes nothing."""
+    layer = trained(OperatorConfig(8, 4, 4, attention_heads=2, block=4))
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        checkpoint.save(folder / "Hyena-00001.safetensors", {"IN01": layer})
+        with torch.no_grad():
+            layer.get_parameter(weight).add_(0.1)
+    assert trouble.differs(tmp_path / "a", tmp_path / "b") == said
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,19 @@ def test_a_second_signal_ends_the_unit_and_a_third_does_not_disturb_what_cleans_
     assert cleaned == [1]
 
 
+def test_a_second_signal_waits_for_what_has_no_name(caplog):
+    caplog.set_level("INFO")
+    done = []
+    with interrupts.handled(), pytest.raises(Interrupted), interrupts.unit("file"):  # noqa: PT012
+        with interrupts.unit():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            done.append("short")
+        done.append("file")
+    assert done == ["short", "file"]
+    assert not caplog.records
+
+
 def test_a_unit_that_looks_for_itself_is_not_ended():
     with interrupts.handled():
         with interrupts.deferred("step") as asked:

@@ -9,12 +9,12 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from . import interrupts
 from .errors import SdHyenaError, UsageError
 from .texts import shortened
 
@@ -201,8 +201,10 @@ def atomic_folder(folder: Path | str, remove: Collection[str] = ()) -> Iterator[
     """
     folder = Path(os.path.expanduser(folder)).resolve()
     make_folder(folder.parent)
-    with tempfile.TemporaryDirectory(prefix=_temporary_name()[:-4], suffix=_TEMPORARY, dir=folder.parent) as beside:
-        new, old = Path(beside) / "new", Path(beside) / "old"
+    beside = folder.with_name(_temporary_name())
+    beside.mkdir(0o700)
+    new, old = beside / "new", beside / "old"
+    try:
         new.mkdir()
         old.mkdir()
         yield new
@@ -219,11 +221,15 @@ def atomic_folder(folder: Path | str, remove: Collection[str] = ()) -> Iterator[
             for name in names[len(written) :]:
                 (folder / name).unlink()
         except BaseException:
-            for name in names:
-                if (old / name).exists():
-                    os.replace(old / name, folder / name)
-                else:
-                    (folder / name).unlink(missing_ok=True)
-            if not there_before:
-                folder.rmdir()
+            with interrupts.unit():
+                for name in names:
+                    if (old / name).exists():
+                        os.replace(old / name, folder / name)
+                    else:
+                        (folder / name).unlink(missing_ok=True)
+                if not there_before:
+                    folder.rmdir()
             raise
+    finally:
+        with interrupts.unit():
+            shutil.rmtree(beside)

@@ -51,8 +51,9 @@ def handled() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unit(what: str) -> Iterator[None]:
-    """What is finished before a signal is obeyed. ``what`` it is goes into a line of the log."""
+def unit(what: str = "") -> Iterator[None]:
+    """What is finished before a signal is obeyed. ``what`` it is goes into a line of the log; what has no name is so
+    short that a second signal waits for it too."""
     with deferred(what):
         yield
     if _asked and not _units:
@@ -87,13 +88,14 @@ def _on_signal(number: int, frame: Any) -> None:
 def _ask(number: int) -> None:
     global _asked
     again, _asked = bool(_asked), number
-    if again or not _units:
+    if not _units or (again and _units[-1]):
         for each in _NUMBERS:  # what cleans up is not disturbed
             if signal.getsignal(each) is _on_signal:
                 signal.signal(each, signal.SIG_IGN)
         _raise()
-    with contextlib.suppress(RuntimeError):  # the signal came within another line's writing
-        logger.info("stopping after this %s (once more: at once)", _units[-1])
+    if _units[-1]:
+        with contextlib.suppress(RuntimeError):  # the signal came within another line's writing
+            logger.info("stopping after this %s (once more: at once)", _units[-1])
 
 
 @contextlib.contextmanager

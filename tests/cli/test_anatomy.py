@@ -13,7 +13,7 @@ from sd_hyena.anatomy.report import advice, markdown
 from sd_hyena.anatomy.run import LayerAnatomy, examine
 from sd_hyena.anatomy.settings import FILES, AnatomySettings
 from sd_hyena.cli import main
-from sd_hyena.errors import UsageError
+from sd_hyena.errors import SdHyenaError, UsageError
 from sd_hyena.nn import OperatorConfig, build
 from sd_hyena.targets import find_targets
 
@@ -88,6 +88,16 @@ def test_without_a_text_encoder_latents_and_states_are_random(unet):
     assert result.layers[0].size == (9, 13)
     assert result.layers[6].rank == 1  # of 2 x 2 cells
     assert markdown(result).count("few cells") == sum(layer.cells <= 64 for layer in result.layers)
+
+
+@pytest.mark.reliability(13)
+def test_attention_that_is_not_finite_is_named(unet):
+    pipe = SimpleNamespace(unet=unet, scheduler=DDIMScheduler(), vae_scale_factor=8)
+    texts = {name: torch.randn(1, 7, 8) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    torch.nn.init.constant_(unet.get_submodule(find_targets(unet)["IN02"].path).to_k.weight, float("nan"))
+    settings = AnatomySettings(random_weights="sd15", width=104, height=72, bands=1)
+    with pytest.raises(SdHyenaError, match="IN02: its attention is not finite"):
+        examine(pipe, settings, texts)
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,22 @@ def test_a_wrong_layer_in_a_generation_is_caught(monkeypatch, capsys):
     assert "layer OUT11 is off by" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", ["layer", "image"])
+@pytest.mark.reliability(14)
+def test_where_nothing_can_be_measured_nothing_is_replaced(tmp_path, monkeypatch, capsys, what):
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("sd_hyena.benchmark.measure._prepare", no_memory)
+    monkeypatch.setattr("sd_hyena.benchmark.image._checked", no_memory)
+    options = {"layer": [*SMALL, "--kinds", "sdp-math"], "image": ["-m", "demo", "-s", "1", "-t", "OUT11"]}[what]
+    (tmp_path / "earlier.json").write_text("old")
+    out = ["--out", str(tmp_path / "earlier"), "--overwrite"]
+    assert main(["benchmark", what, "-W", "64", "-H", "64", *options, *out]) == 1
+    assert "nothing was measured, so nothing is written: sdp" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

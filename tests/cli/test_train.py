@@ -1,5 +1,6 @@
 """``sd-hyena train`` as a user types it, on the bundled model at 64 px."""
 
+import contextlib
 import os
 import shlex
 import signal
@@ -336,6 +337,63 @@ def test_a_run_killed_at_the_end_of_stage_1_or_in_stage_2_resumes_bit_for_bit(tm
     assert process.returncode == 0, output
     assert "resuming at step" in output
     assert same_weights(out / "Hyena-00025.safetensors", both_stages / "Hyena-00025.safetensors")
+
+
+BRIEF = ("-n", 2, "--finetune_steps", 1)
+
+
+@pytest.fixture(scope="module")
+def brief(tmp_path_factory):
+    out = tmp_path_factory.mktemp("brief") / "out"
+    assert train(out, *BRIEF) == 0
+    return out
+
+
+@pytest.mark.parametrize("moment", ["as the last step of stage 1 is saved", "before the first step of stage 2"])
+def test_a_run_asked_to_stop_between_the_stages_keeps_the_figures_of_the_first(tmp_path, brief, monkeypatch, moment):
+    from sd_hyena import interrupts
+    from sd_hyena.distill import trainer
+
+    deferred, save_state, passed = interrupts.deferred, trainer.save_state, []
+
+    def passing(which):
+        passed.append(which)
+        if passed.count(which) == 2 and moment == which:
+            signal.raise_signal(signal.SIGTERM)
+
+    def saving(folder, state):
+        if state["step"] in (0, 2):
+            passing("as the last step of stage 1 is saved")
+        save_state(folder, state)
+
+    @contextlib.contextmanager
+    def entering(what):
+        with deferred(what) as asked:
+            passing("before the first step of stage 2")
+            yield asked
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "save_state", saving)
+        patched.setattr(interrupts, "deferred", entering)
+        assert train(tmp_path / "out", *BRIEF) == 128 + signal.SIGTERM
+    assert not (tmp_path / "out" / "Hyena-00003.safetensors").exists()
+    assert train(tmp_path / "out", *BRIEF, "--resume") == 0
+    for name in ("Hyena-00002.safetensors", "Hyena-00003.safetensors"):
+        assert same_weights(tmp_path / "out" / name, brief / name)
+        layers = checkpoint.load(brief / name).layers
+        assert layers["IN01"].figures
+        assert checkpoint.load(tmp_path / "out" / name).layers == layers
+
+
+def test_a_resumed_run_asked_to_stop_at_once_has_nothing_new_to_save(tmp_path, capsys, monkeypatch):
+    from sd_hyena.distill import trainer
+
+    assert train(tmp_path / "out", "-n", 1) == 0
+    before = (tmp_path / "out" / "Hyena-00001.safetensors").read_bytes()
+    monkeypatch.setattr(trainer.interrupts, "asked", lambda: signal.SIGTERM)
+    assert train(tmp_path / "out", "-n", 1, "--resume") == 143
+    assert "stopped at step 1; nothing new to save; go on with --resume" in capsys.readouterr().out
+    assert (tmp_path / "out" / "Hyena-00001.safetensors").read_bytes() == before
 
 
 @pytest.fixture(scope="module")

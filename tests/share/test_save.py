@@ -1,8 +1,10 @@
 """Folders and hub repositories of Hyena layers: written whole or not at all, and read again."""
 
+import errno
 import json
 import os
 import re
+import signal
 import stat
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ from huggingface_hub import HfApi, ModelCard, constants, errors
 from PIL import Image
 
 import sd_hyena
-from sd_hyena import checkpoint, patch
+from sd_hyena import checkpoint, files, interrupts, patch
 from sd_hyena.cli import main
 from sd_hyena.config import OperatorConfig
 from sd_hyena.errors import CheckpointError, SdHyenaError, UsageError
@@ -193,6 +195,35 @@ def test_a_removed_file_comes_back_if_the_rest_fails(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path, ["gone", "never"]) as new:
         (new / "a").write_text("new")
     assert contents(tmp_path) == {"a": b"old", "gone": b"old"}
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_two_signals_while_a_folder_is_cleaned_up_leave_nothing_beside_it(tmp_path, monkeypatch, full):
+    """Once it is written, or while it becomes what it was since the disk is full."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("old")
+
+    def disturbed(action):
+        def act(*arguments, **options):
+            for _ in range(2):
+                signal.raise_signal(signal.SIGTERM)
+            action(*arguments, **options)
+
+        return act
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    with interrupts.handled(), monkeypatch.context() as patched:
+        patched.setattr(os, "rmdir", disturbed(os.rmdir))
+        if full:
+            patched.setattr(os, "replace", disturbed(os.replace))
+            patched.setattr(files, "write_file", no_room)
+        stopped = pytest.raises(OSError if full else interrupts.Interrupted, match="full" if full else "SIGTERM")
+        with stopped, interrupts.unit("file"), atomic_folder(tmp_path / "out") as new:
+            (new / "a").write_text("new")
+    assert contents(tmp_path / "out") == {"a": b"old" if full else b"new"}
+    assert os.listdir(tmp_path) == ["out"]
 
 
 @pytest.mark.compatibility("Hyena files", "`save_pretrained` over an earlier save", "replaced; an edited card is kept")

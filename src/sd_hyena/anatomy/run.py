@@ -138,7 +138,10 @@ def examine(
                 seen, layers = records.pop(target.name), found[target.name]
                 if len(layers) == batch.band:
                     layers.append(Layer(target.heads, seen.size, settings.rank))
-                layers[-1].add(pipe.unet.get_submodule(target.path), seen.x)
+                try:
+                    layers[-1].add(pipe.unet.get_submodule(target.path), seen.x)
+                except torch.linalg.LinAlgError:  # it has no singular values
+                    raise SdHyenaError(f"{target.name}: its attention is not finite: {why_not_finite(pipe)}") from None
             progress(number + 1, len(inputs))
     results = [
         LayerAnatomy(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmark.settings import ImageSettings, LayerSettings, SizesSettings
-from ..errors import UsageError
+from ..errors import SdHyenaError, UsageError
 from ..files import Claim, make_folder
 from ..models import check_size, locate, size_defaults
 from ..settings import add_arguments as add_settings
@@ -232,7 +232,7 @@ def _finish(
     rows: Any,
     plot: Any,
 ) -> None:
-    """Compares with an earlier run and writes what was asked for."""
+    """Compares with an earlier run and writes what was asked for. Raises SdHyenaError if nothing was measured."""
     from ..benchmark import report
     from ..benchmark.memory import CALL_METHOD, RUN_METHOD
     from ..figures import rendered
@@ -240,6 +240,9 @@ def _finish(
     from .display import console, phase
 
     records = [row.record() for row in rows]
+    if all(record["ms"] is None for record in records):
+        why = report.skipped(rows)[0]
+        raise SdHyenaError(f"nothing was measured, so nothing is written: {why}; ask for a smaller size or other kinds")
     console.print(report.checked(rows))
     chosen = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in UNCOMPARED}
     methods = RUN_METHOD if isinstance(settings, ImageSettings) else CALL_METHOD

@@ -203,11 +203,11 @@ def _train(
     logbook.close()
     if main:
         if result.interrupted:
-            saved = f"saved {result.files[-1]}; go on with --resume"
-            console.print(f"stopped at step {result.step}; {saved}", soft_wrap=True)
+            saved = f"saved {result.files[-1]}" if result.files else "nothing new to save"
+            console.print(f"stopped at step {result.step}; {saved}; go on with --resume", soft_wrap=True)
         else:
             layer_table(result)
-        console.print(f"seed {result.seed}; files: {', '.join(map(str, result.files))}", soft_wrap=True)
+        console.print(f"seed {result.seed}; files: {', '.join(map(str, result.files)) or 'none'}", soft_wrap=True)
     return 128 + result.interrupted if result.interrupted else 0
 
 

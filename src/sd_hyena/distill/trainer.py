@@ -253,8 +253,8 @@ class Trainer:
     # -- the loop -----------------------------------------------------------------------------------
 
     def _train(self, step: int, last: int) -> int:
-        """Trains to step ``last``, or until a signal asks for the end, and saves."""
-        s, overflows = self.settings, 0
+        """Trains to step ``last``, or until a signal asks for the end, and saves what is new."""
+        s, began, overflows = self.settings, step, 0
         with interrupts.deferred("step") as asked:
             while step < last and not anywhere(self.accelerator, bool(asked())):
                 lr = self.scheduler.get_last_lr()[0]
@@ -272,11 +272,12 @@ class Trainer:
                 if step < last and s.save_every_n_steps and step % s.save_every_n_steps == 0:
                     self._save(step, {})
                     self._show(step)
-            self._signal = asked()
+            if step > began:  # else what is there may have its figures already
+                self._save(step, {})
+            self._signal = asked()  # while it was saved, too
             if self.accelerator.num_processes > 1:  # who was not told goes the same way as who was
                 told = torch.tensor([self._signal], device=self.accelerator.device)
                 self._signal = int(self.accelerator.gather(told).max())
-            self._save(step, {})
         return step
 
     # -- measuring and saving -----------------------------------------------------------------------
