@@ -1,4 +1,4 @@
-"""Runs parts of the campaign, two at a time, each in a process of its own."""
+"""Runs parts of the campaign, a few at a time, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="how many trials, as a part of the full count")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, metavar="N", help="trial N alone")
-    parser.add_argument("--jobs", type=int, default=2, help="parts at a time")
+    parser.add_argument("--jobs", type=int, default=3, help="parts at a time: on two cores, one of three mostly waits")
     parser.add_argument("--no-page", action="store_true", help="leave docs/faults.md as it is")
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)  # a part's own process
     args = parser.parse_args(argv)
