@@ -1,6 +1,8 @@
-"""What a command imports, imported once: children are forked from a process that has it. Computes nothing."""
+"""What a command imports, and libraries work out once: children are forked from a process that has it. Starts no
+thread, for a fork takes none along."""
 
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -21,7 +23,7 @@ matplotlib.use("Agg")
 torch.set_num_threads(1)
 with contextlib.redirect_stderr(io.StringIO()):  # what libraries say of what is not installed
     for module in pkgutil.walk_packages(sd_hyena.__path__, "sd_hyena."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith("__main__") and not module.name.startswith("sd_hyena.ui."):
             importlib.import_module(module.name)
     for name in (  # what they import later
         "diffusers.optimization",
@@ -37,3 +39,10 @@ with contextlib.redirect_stderr(io.StringIO()):  # what libraries say of what is
     ):
         importlib.import_module(name)
     Image.init()
+    conversions = importlib.import_module("transformers.conversion_mapping")
+    conversions.get_checkpoint_conversion_mapping("clip_text_model")  # compiles a thousand patterns
+    figure, _ = importlib.import_module("matplotlib.pyplot").subplots(constrained_layout=True)
+    figure.savefig(io.BytesIO())  # looks for fonts
+    importlib.import_module("matplotlib.pyplot").close(figure)
+gc.collect()
+gc.freeze()  # or each child's collector would touch, and so copy, what it shares with this process
