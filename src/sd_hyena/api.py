@@ -18,7 +18,8 @@ from .arguments import given_words, shown
 from .config import SCALINGS
 from .errors import UsageError
 from .hyena_file import HyenaFile, Origin, gather
-from .targets import Target, check_fit, find_targets, select
+from .layer_choice import choose_layers, names_of
+from .targets import find_targets, select
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def load_hyena(
         raise UsageError(f"{source}: brings its own config: config= goes with a state dict")
     else:
         file = checkpoint.load(source, revision=revision, subfolder=subfolder, token=token)
-    operators, chosen = {}, choose_layers(unet, file, targets)
+    operators, chosen = {}, choose_layers(find_targets(unet), file, targets)
     for stored, name in chosen.items():
         if scaling is not None and "scaling" not in file.layers[stored].config.entry.options:
             logger.warning("%s: layer %s has nothing that could be scaled: the scaling is ignored", file.label, name)
@@ -133,53 +134,6 @@ def _warn_of_other_teachers(unet: nn.Module, file: HyenaFile, chosen: Iterable[s
             )
 
 
-def choose_layers(unet: nn.Module, file: HyenaFile, targets: str | Iterable[str] | None) -> dict[str, str]:
-    """Which of a file's layers go where: stored name -> target name. Needs no weights, in ``unet`` or of it.
-
-    Raises UsageError if the choice makes no sense for this file, or a layer does not fit this UNet.
-    """
-    available = find_targets(unet)
-    chosen = _choose(available, file, targets)
-    for stored, name in chosen.items():
-        config = file.layers[stored].config
-        try:
-            check_fit(available, name, config)
-        except UsageError as error:
-            raise UsageError(f"{file.label}: {error}") from None
-        heads = available[name].heads
-        if "feature_map" in config.entry.options and config.attention_heads != heads:
-            raise UsageError(
-                f"{file.label}: layer {name} has {heads} attention heads, but the operator was taught by one with "
-                f"{config.attention_heads}: it belongs to another architecture"
-            )
-    return chosen
-
-
-def _choose(available: dict[str, Target], file: HyenaFile, targets: Any) -> dict[str, str]:
-    words = None if targets is None else given_words(targets, "targets")
-    if words == []:
-        raise UsageError(f"{file.label}: targets names no layer: leave it out for all that the file holds")
-    if "" in file.layers:
-        if words is None:
-            raise UsageError(f"{file.label}: does not say which layer it holds: name it with a target such as IN01")
-        names = _names(available, words)
-        if len(names) != 1:
-            raise UsageError(f"{file.label}: holds one layer, but target {','.join(words)!r} selects {len(names)}")
-        return {"": names[0]}
-    if words is None:
-        return {name: name for name in file.layers}
-    wanted = _names(available, words)
-    group = any(word.strip().lower() in ("all", "high") for word in words)
-    missing = [name for name in wanted if name not in file.layers]
-    if (missing and not group) or len(missing) == len(wanted):
-        raise UsageError(f"{file.label}: holds no layer {missing[0]}; it has {', '.join(file.layers)}")
-    return {name: name for name in wanted if name in file.layers}
-
-
-def _names(available: dict[str, Target], words: list[str]) -> list[str]:
-    return [target.name for target in select(available, ",".join(words))] if words else []
-
-
 def unload_hyena(pipe_or_unet: Any, targets: str | Iterable[str] | None = None) -> None:
     """Gives the original attention back, everywhere or at ``targets``; outputs are again bit-identical.
 
@@ -187,7 +141,7 @@ def unload_hyena(pipe_or_unet: Any, targets: str | Iterable[str] | None = None) 
     UsageError for names that this UNet does not have.
     """
     unet = patch.get_unet(pipe_or_unet)
-    patch.detach(unet, None if targets is None else _names(find_targets(unet), given_words(targets, "targets")))
+    patch.detach(unet, None if targets is None else names_of(find_targets(unet), given_words(targets, "targets")))
 
 
 def set_hyena_enabled(pipe_or_unet: Any, enabled: bool, targets: str | Iterable[str] | None = None) -> None:
@@ -209,7 +163,7 @@ def set_hyena_enabled(pipe_or_unet: Any, enabled: bool, targets: str | Iterable[
             if not any(target.name in there for target in select(available, word)):
                 has = f"there are {', '.join(there)}" if there else "nothing is attached"
                 raise UsageError(f"no Hyena layer at {word.strip()}: {has}")
-        names = _names(available, words)
+        names = names_of(available, words)
     patch.set_enabled(unet, enabled, names)
 
 

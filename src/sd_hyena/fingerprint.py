@@ -74,7 +74,11 @@ def difference(record: Mapping[str, Any], unet: nn.Module) -> float:
 
 def sample_of(unet: nn.Module) -> list[float] | None:
     """What :func:`describe` would sample, of replaced layers too; None if some weights cannot be read."""
-    attentions = [unet.get_submodule(t.path) for t in find_targets(unet).values()]
+    return sample_of_attentions([unet.get_submodule(t.path) for t in find_targets(unet).values()])
+
+
+def sample_of_attentions(attentions: Sequence[nn.Module]) -> list[float] | None:
+    """:func:`sample_of` for all self-attention of a UNet, in running order."""
     if not attentions or not all(hasattr(attention, name) for attention in attentions for name in PROJECTIONS):
         return None
     weights: list[Any] = [

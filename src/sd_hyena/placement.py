@@ -30,7 +30,7 @@ def follow(module: nn.Module, neighbour: nn.Module, around: nn.Module) -> None:
         if _offload_hook(module) is None:
             from accelerate import cpu_offload
 
-            _convert(module, None, dtype)
+            convert(module, None, dtype)
             cpu_offload(module, execution_device=offload.execution_device)
         return
     if _offload_hook(module) is not None:  # the host has ended its offload since
@@ -40,7 +40,18 @@ def follow(module: nn.Module, neighbour: nn.Module, around: nn.Module) -> None:
     device = device_of(neighbour if first is not None else around)
     if device.type == "meta":
         raise UsageError("the UNet has no weights yet (it is on the meta device): load them before Hyena layers")
-    _convert(module, device, dtype)
+    convert(module, device, dtype)
+
+
+def convert(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> None:
+    """Moves a module and changes its type, where they are given. Raises UsageError for weights that the type cannot
+    hold; a host's own type for the weights it casts stays."""
+    if any(_casting_hook(part) is not None for part in module.modules()):
+        dtype = None  # its host has a type for its weights
+    for name, weight in module.named_parameters() if dtype is not None else ():
+        if not fits(weight, dtype):
+            raise UsageError(f"the operator's {name} {beyond(dtype)}")
+    module.to(device=device, dtype=dtype)
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -90,15 +101,6 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 def _devices(module: nn.Module) -> set[str]:
     return {tensor.device.type for tensor in module.parameters()}
-
-
-def _convert(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> None:
-    if any(_casting_hook(part) is not None for part in module.modules()):
-        dtype = None  # its host has a type for its weights
-    for name, weight in module.named_parameters() if dtype is not None else ():
-        if not fits(weight, dtype):
-            raise UsageError(f"the operator's {name} {beyond(dtype)}")
-    module.to(device=device, dtype=dtype)
 
 
 def _offload_hook(module: nn.Module) -> Any:

@@ -11,7 +11,8 @@ from torch import nn
 from sd_hyena import patch
 from sd_hyena.evaluate.errors import TeacherSweep
 from sd_hyena.evaluate.inputs import HeldOut, band_edges
-from sd_hyena.evaluate.pictures import MAX_PSNR, compare, draw
+from sd_hyena.evaluate.pictures import compare, draw
+from sd_hyena.likeness import MAX_PSNR
 from sd_hyena.nn import OperatorConfig
 from sd_hyena.targets import find_targets
 

@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from sd_hyena.evaluate.pictures import MAX_PSNR, Drawing, compare, detail, draw, latent_distance, psnr, ssim
+from sd_hyena import likeness
+from sd_hyena.evaluate.pictures import Drawing, compare, detail, draw, latent_distance, psnr, ssim
+from sd_hyena.likeness import MAX_PSNR
 
 
 def grey(value, size=32):
@@ -28,6 +30,23 @@ def test_ssim_by_hand():
     assert ssim(grey(100), grey(50)) == pytest.approx((2 * 100 * 50 + c1) / (100**2 + 50**2 + c1), rel=1e-6)
     assert ssim(noisy(0), noisy(0)) == pytest.approx(1)
     assert abs(ssim(noisy(0), noisy(1))) < 0.1
+
+
+@pytest.mark.parametrize("size", [(32, 32), (11, 40), (37, 53)])
+def test_ssim_is_that_of_torchmetrics(size):
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    draw = torch.Generator().manual_seed(0)
+    a = torch.rand(3, *size, generator=draw, dtype=torch.float64)
+    b = (a + 0.3 * torch.randn(a.shape, generator=draw, dtype=torch.float64)).clamp(0, 1)
+    theirs = structural_similarity_index_measure(b[None], a[None], data_range=1.0)
+    assert likeness.ssim(a, b) == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_ssim_of_pictures_smaller_than_its_window():
+    a = torch.rand(3, 4, 7, generator=torch.Generator().manual_seed(0))
+    assert likeness.ssim(a, a) == pytest.approx(1)
+    assert likeness.ssim(a, 1 - a) < 0.5
 
 
 def test_latent_distance_by_hand():

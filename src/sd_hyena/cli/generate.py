@@ -56,15 +56,17 @@ def check_files(settings: GenerateSettings | ImageSettings, source: ModelSource)
     """Reads every Hyena file of the sweep and, where the model's configuration is at hand, checks that all fit. Raises
     CheckpointError or UsageError."""
     from .. import checkpoint
-    from ..api import choose_layers
     from ..generate.draw import check_stack
+    from ..layer_choice import choose_layers
+    from ..targets import find_targets
 
     files = {file: checkpoint.load(file) for entry in settings.entries() for file in entry}
     skeleton = unet_skeleton(source) if files else None
     if skeleton is None:
         return
+    there = find_targets(skeleton)
     for entry in settings.entries():
-        check_stack(entry, [list(choose_layers(skeleton, files[f], settings.target or None).values()) for f in entry])
+        check_stack(entry, [list(choose_layers(there, files[f], settings.target or None).values()) for f in entry])
 
 
 def _draw(settings: GenerateSettings, source: Any, device: str, claim: Claim) -> int:

@@ -102,12 +102,13 @@ def _check_targets(settings: TrainSettings, source: ModelSource) -> None:
     if skeleton is None:
         return
 
-    from ..api import choose_layers
     from ..distill.students import configure
+    from ..layer_choice import choose_layers
 
-    targets = select(find_targets(skeleton), settings.target)
+    there = find_targets(skeleton)
+    targets = select(there, settings.target)
     if start is not None:
-        choose_layers(skeleton, start, settings.target)
+        choose_layers(there, start, settings.target)
         return
     grid = (settings.height // 8, settings.width // 8)
     for target in targets:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..api import choose_layers
 from ..errors import UsageError
 from ..hyena_file import HyenaFile
+from ..layer_choice import choose_layers
 from ..nn import Operator, OperatorConfig, build
 from ..nn.teacher import projections_of
 from ..patch import check_replaceable
-from ..targets import Target
+from ..targets import Target, find_targets
 from .capture import Captured
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def pretrained_layers(
     file: HyenaFile, unet: nn.Module, target: str, targets: Sequence[Target]
 ) -> dict[str, tuple[OperatorConfig, dict[str, Tensor]]]:
     """Configuration and weights of ``targets`` from a Hyena file. Raises UsageError if it lacks one of them."""
-    chosen = {name: stored for stored, name in choose_layers(unet, file, target).items()}
+    chosen = {name: stored for stored, name in choose_layers(find_targets(unet), file, target).items()}
     missing = [t.name for t in targets if t.name not in chosen]
     if missing:
         raise UsageError(f"{file.path}: holds no layer {', '.join(missing)}; it has {', '.join(file.layers)}")

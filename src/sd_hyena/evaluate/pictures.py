@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .. import likeness
 from ..generate.sampling import sample_latents
 from ..generate.sparing import Sparing
 
-MAX_PSNR = 100.0  # dB; what identical pictures count as, so that means stay finite
 BATCH = 4
 
 
@@ -91,18 +91,13 @@ def compare(reference: Drawing, other: Drawing) -> Distances:
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
-    """``10 log10(255^2 / MSE)`` of two 8-bit RGB pictures of the same size, at most MAX_PSNR."""
-    mse = np.square(_pixels(a) - _pixels(b)).mean()
-    return MAX_PSNR if mse == 0 else min(MAX_PSNR, float(10 * np.log10(255**2 / mse)))
+    """:func:`..likeness.psnr` of two 8-bit RGB pictures of the same size."""
+    return likeness.psnr(_tensor(a), _tensor(b))
 
 
 def ssim(a: Image.Image, b: Image.Image) -> float:
-    """Structural similarity of two 8-bit RGB pictures of the same size (Wang et al. 2004: Gaussian window of
-    standard deviation 1.5), the mean of the three channels; 1 for the same picture."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    x, y = (torch.from_numpy(_pixels(image)).permute(2, 0, 1)[None] for image in (a, b))
-    return structural_similarity_index_measure(y, x, data_range=255.0).item()
+    """:func:`..likeness.ssim` of two 8-bit RGB pictures of the same size."""
+    return likeness.ssim(_tensor(a), _tensor(b))
 
 
 def detail(picture: Image.Image) -> float:
@@ -121,6 +116,10 @@ def latent_distance(a: Tensor, b: Tensor) -> float:
     """``|a - b|^2 / |a - mean a|^2`` of two latents (C, h, w), the mean per channel: 1 is what a's means score."""
     spread = (a - a.mean((1, 2), keepdim=True)).double().square().sum().item()
     return (a - b).double().square().sum().item() / max(spread, 1e-12)
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(_pixels(image)).permute(2, 0, 1) / 255
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..likeness import MAX_PSNR
 from ..texts import in_markdown
-from .pictures import MAX_PSNR
 
 if TYPE_CHECKING:
     from .run import Evaluation, Row
