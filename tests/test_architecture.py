@@ -12,6 +12,7 @@ LAYER = {
     "arguments": 0,
     "config": 0,
     "errors": 0,
+    "extras": 0,
     "figures": 1,
     "files": 0,
     "interrupts": 0,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, interrupts, processes
+from .. import __version__, extras, interrupts, processes
 from ..errors import SdHyenaError, UsageError, is_out_of_memory
 from ..ops import environment
 from ..texts import check_text, one_line, reason, shortened
@@ -31,6 +31,14 @@ COMMANDS = {
     "evaluate": "measure how far a student's pictures are from its teacher's",
     "benchmark": "time a Hyena layer against attention at growing sizes",
     "demo": "the whole story on the bundled model, with a report",
+}
+# What they need beyond the package's own dependencies.
+NEEDS = {
+    "anatomy": ("evaluate",),
+    "train": ("train",),
+    "evaluate": ("evaluate",),
+    "benchmark": ("bench",),
+    "demo": ("train", "evaluate", "bench"),
 }
 SHARED = ("prepare", "train", "generate")  # commands whose work several processes may share
 PACKAGE = Path(__file__).parent.parent
@@ -63,19 +71,20 @@ def main(argv: list[str] | None = None) -> int:
         chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
     args = vars(known)
     run, debug = args.pop("run"), args.pop("debug")
-    alone = args.pop("command") not in SHARED
+    command = args.pop("command")
     with interrupts.guarded_output(), interrupts.handled():
-        return _run(run, args, alone, debug)
+        return _run(command, run, args, debug)
 
 
-def _run(run: Callable[[dict[str, Any]], int], args: dict[str, Any], alone: bool, debug: bool) -> int:
+def _run(command: str, run: Callable[[dict[str, Any]], int], args: dict[str, Any], debug: bool) -> int:
     _log_our_lines_alone()
     try:
         for name, value in args.items():
             if isinstance(value, str):
                 check_text(name, value)
         environment.kernel()
-        with processes.speaking(alone):
+        extras.require(f"sd-hyena {command}", *NEEDS.get(command, ()))
+        with processes.speaking(command not in SHARED):
             return run(args)
     except interrupts.Interrupted as wish:
         if processes.here().is_main:

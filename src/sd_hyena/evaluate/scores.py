@@ -6,7 +6,6 @@ missing is known at once.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import SdHyenaError
+from ..extras import require_module
 from ..families import DEMO, DEMO_DIR
 from ..models import quiet_libraries
 from ..models.configs import read_json
@@ -67,6 +67,7 @@ def _fidelity() -> Score:
 
 def _clip(name: str, device: str) -> Score:
     quiet_libraries()
+    require_module("--clip_model", "torchmetrics", "metrics")
     from torchmetrics.multimodal import CLIPScore
     from transformers import CLIPModel, CLIPProcessor
 
@@ -112,7 +113,8 @@ class _ClipFeatures(nn.Module):
 
 
 def _fid(device: str) -> Score:
-    _require("--fid", "torch_fidelity", "torch-fidelity")
+    for module in ("torchmetrics", "torch_fidelity"):
+        require_module("--fid", module, "metrics")
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = _build("--fid", partial(FrechetInceptionDistance, reset_real_features=False)).to(device)
@@ -135,7 +137,8 @@ def _feed(metric: Any, images: Sequence[Image.Image], device: str, real: bool) -
 
 
 def _lpips(device: str) -> Score:
-    _require("--lpips", "torchvision", "torchvision")
+    for module in ("torchmetrics", "torchvision"):
+        require_module("--lpips", module, "metrics")
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     build = partial(LearnedPerceptualImagePatchSimilarity, net_type="alex", normalize=True)
@@ -152,11 +155,6 @@ def _lpips(device: str) -> Score:
         return {"lpips": metric.compute().item()}
 
     return score
-
-
-def _require(flag: str, module: str, package: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise SdHyenaError(f"{flag} needs the package {package}: pip install 'sd-hyena[metrics]'")
 
 
 def _build(flag: str, make: Callable[[], Any]) -> Any:
