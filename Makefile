@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench faults constraints lowest clean
+.PHONY: demo test test-comfy lint bench faults constraints lowest clean
 
 demo: $(VENV)/installed
 	$(BIN)/sd-hyena demo --out_dir demo-out --overwrite
@@ -12,6 +12,11 @@ demo: $(VENV)/installed
 JOBS ?= 2
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# The host adapter in a real ComfyUI: make test-comfy COMFYUI_DIR=PATH; SD_HYENA_FULL_SIZE=1 adds a whole SD1.5 UNet.
+test-comfy: $(VENV)/installed
+	$(BIN)/pip install --quiet einops==0.8.2 scipy==1.17.1 torchsde==0.2.6
+	COMFYUI_DIR="$(COMFYUI_DIR)" $(BIN)/python -m pytest -rsP tests/hosts
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

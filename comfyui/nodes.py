@@ -9,7 +9,7 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from sd_hyena import checkpoint, likeness
-from sd_hyena.errors import SdHyenaError, UsageError
+from sd_hyena.errors import UsageError
 from sd_hyena.hosts import comfy as host
 from sd_hyena.targets import parse_names
 
@@ -41,21 +41,23 @@ class HyenaApply(io.ComfyNode):
             node_id="HyenaApply",
             display_name="Apply Hyena Layers",
             category="model_patches/unet",
-            description="Replaces self-attention layers of a Stable Diffusion 1, 2 or XL model by Hyena operators, which "
-            "were taught by them. Put it between the loader and the sampler.",
+            description="Replaces self-attention layers of a Stable Diffusion 1, 2 or XL model by Hyena operators "
+            "that were taught by them. Put it between the loader and the sampler.",
             inputs=[
-                io.Model.Input("model", tooltip="The model that the Hyena file was taught by. LoRAs may come before or after."),
+                io.Model.Input(
+                    "model", tooltip="The model that taught the Hyena file. LoRAs may come before or after."
+                ),
                 io.Combo.Input(
                     "hyena_name",
                     options=_files(),
-                    tooltip="A .safetensors file in models/hyena, as sd-hyena train writes it; demo goes with the model "
-                    "that is bundled with sd-hyena.",
+                    tooltip="A .safetensors file in models/hyena, as sd-hyena train writes it; demo goes with the "
+                    "model that is bundled with sd-hyena.",
                 ),
                 io.String.Input(
                     "layers",
                     default="all",
-                    tooltip="all: everything the file holds. high: its layers at the highest resolution. Or names, such "
-                    "as IN01,OUT11.",
+                    tooltip="all: everything the file holds. high: its layers at the highest resolution. Or names, "
+                    "such as IN01,OUT11.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -77,14 +79,14 @@ class HyenaApply(io.ComfyNode):
                     "scaling",
                     options=["file", "extend", "stretch"],
                     default="file",
-                    tooltip="How operators grow with pictures larger than those they were taught with. file: as it says.",
+                    tooltip="How operators grow with pictures larger than those they learned with. file: as it says.",
                 ),
                 io.Combo.Input(
                     "on_mismatch",
                     options=["error", "skip"],
                     default="error",
-                    tooltip="What to do with a layer that the model or the file lacks, or that does not fit: stop with a "
-                    "message, or leave that layer as it is.",
+                    tooltip="What to do with a layer that the model or the file lacks, or that does not fit: stop "
+                    "with a message, or leave that layer as it is.",
                 ),
             ],
             outputs=[

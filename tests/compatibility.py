@@ -15,6 +15,7 @@ AREAS = {
     "Samplers": "`--scheduler`, `--prediction_type`, `--zero_snr`",
     "Pipelines": "diffusers pipelines with Hyena layers loaded",
     "LoRA": "LoRA and other changes of weights",
+    "ComfyUI": "ComfyUI, by its node (on a stand-in of it; the same in a real one where `COMFYUI_DIR` names a tree)",
     "Hosts": "Offloading, casting, compiling, processors and other speed-ups",
     "Hyena files": "Loading, sharing and combining Hyena layers",
     "High resolution": "Large pictures",

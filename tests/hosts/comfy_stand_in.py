@@ -108,7 +108,9 @@ class UNetModel(nn.Module):
             blocks += [nn.ModuleList([Downsample(layer)]) for layer in down.downsamplers or ()]
         self.input_blocks = nn.ModuleList(blocks)
         middle = unet.mid_block
-        self.middle_block = nn.ModuleList([middle.resnets[0], SpatialTransformer(middle.attentions[0]), middle.resnets[1]])
+        self.middle_block = nn.ModuleList(
+            [middle.resnets[0], SpatialTransformer(middle.attentions[0]), middle.resnets[1]]
+        )
         blocks = []
         for up in unet.up_blocks:
             blocks += _pairs(up)

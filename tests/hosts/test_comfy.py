@@ -53,6 +53,7 @@ def calls(model):
     return {f.target.name: dict(f.calls) for f in model.object_patches.values()}
 
 
+@pytest.mark.compatibility("ComfyUI", "models of the families of `-m`, any size", "the same as in diffusers to 2e-5")
 @pytest.mark.parametrize("size", [(9, 13), (16, 16), (18, 10)])
 def test_outputs_are_those_of_diffusers(pipe, model, student, size):
     given = inputs(pipe.unet, *size)
@@ -96,6 +97,9 @@ def test_layers_have_the_same_names_and_shapes(changes):
         assert [getattr(target, key) for key in same] == [getattr(ours[name], key) for key in same]
 
 
+@pytest.mark.compatibility(
+    "ComfyUI", "several samplers from one loader, some with Hyena", "each as if alone, bit for bit"
+)
 def test_plain_again_bit_for_bit(pipe, model, student):
     given = inputs(pipe.unet)
     keys, before = list(model.model.state_dict()), model.run(*given)
@@ -110,10 +114,16 @@ def test_plain_again_bit_for_bit(pipe, model, student):
     assert model.additional_models == {}
 
 
+@pytest.mark.compatibility(
+    "ComfyUI", "LoRA before or after the node, or on another branch", "loads in full; the same result in any order"
+)
 def test_adapters_find_every_layer_while_hyena_is_in_the_shared_model(pipe, model, student):
     """ComfyUI reads the shared model's state dict when it adds a LoRA, and Hyena may be in it then."""
     given = inputs(pipe.unet)
-    change = {f"{IN01}.to_q.weight": torch.full((64, 64), 0.01), f"{IN01[:-1]}2.to_q.weight": torch.full((64, 64), 0.01)}
+    change = {
+        f"{IN01}.to_q.weight": torch.full((64, 64), 0.01),
+        f"{IN01[:-1]}2.to_q.weight": torch.full((64, 64), 0.01),
+    }
     plain = model.clone()
     assert len(plain.add_patches(change)) == 2
     expected = plain.run(*given)
@@ -137,10 +147,13 @@ def merged(n, context, value, extra):
     return n[:, ::2], context, value
 
 
+@pytest.mark.compatibility(
+    "ComfyUI", "ToMe, HyperTile", "layers whose tokens they change go to attention, with one line"
+)
 @pytest.mark.parametrize(
     ("disturb", "reason"),
     [
-        (lambda m: m.set_model_patch(merged, "attn1_patch"), "tokens are not the 9 x 13 cells"),
+        (lambda m: m.set_model_patch(merged, "attn1_patch"), "tokens are not the picture's 9 x 13 cells"),
         (lambda m: m.set_model_patch(lambda n, c, v, e: (n, c * 1, v), "attn1_patch"), "something else"),
     ],
 )
@@ -169,6 +182,9 @@ def test_calls_that_are_not_for_hyena(pipe, model, student, disturb, reason, cap
     assert calls(patched) == {"IN01": {"attention": 2}}
 
 
+@pytest.mark.compatibility(
+    "ComfyUI", "nodes that replace a block's attention (PAG, SAG)", "win in that block, in the passes that are theirs"
+)
 def test_neighbours_that_change_nothing(pipe, model, student):
     given = inputs(pipe.unet)
     patched, _ = comfy.attach(model, student)
@@ -197,6 +213,9 @@ def test_a_mask_and_an_unknown_grid_go_to_attention(model, student, caplog):
     assert forward.calls["hyena"] == 1
 
 
+@pytest.mark.compatibility(
+    "ComfyUI", "a range of steps; two files after each other", "work; the later node wins in its range"
+)
 def test_a_range_of_steps_and_two_files_after_each_other(pipe, model, student):
     given = inputs(pipe.unet)
 
@@ -238,6 +257,7 @@ def test_another_nodes_patch_of_the_same_forward_serves_where_hyena_does_not(pip
     assert forward(x, transformer_options={"activations_shape": [1, 64, 3, 4], "sigmas": torch.tensor([9.0])}) is x
 
 
+@pytest.mark.compatibility("ComfyUI", "float16, bfloat16, `--lowvram`", "operators follow the model")
 def test_operators_follow_the_type_of_the_model(pipe, folders, student):
     model = patcher(pipe.unet)
     model.model.manual_cast_dtype = torch.bfloat16
@@ -247,6 +267,20 @@ def test_operators_follow_the_type_of_the_model(pipe, folders, student):
     given = inputs(pipe.unet)
     exact = comfy.attach(patcher(pipe.unet), student)[0].run(*given)
     assert torch.nn.functional.cosine_similarity(patched.run(*given).flatten(), exact.flatten(), 0) > 0.999
+
+
+@pytest.mark.parametrize("name", ["IN01", "M00"])
+def test_a_layer_compiles_in_one_graph(pipe, model, student, name):
+    patched, _ = comfy.attach(model, student, name)
+    (forward,) = patched.object_patches.values()
+    x = torch.randn(2, 12, forward.target.dim)
+    options = {"activations_shape": [2, forward.target.dim, 3, 4]}
+    compiled = torch.compile(forward, backend="eager", fullgraph=True)
+    for _ in range(3):
+        assert torch.allclose(
+            compiled(x, transformer_options=options), forward(x, transformer_options=options), atol=1e-5
+        )
+    assert forward.calls == {"hyena": 3}
 
 
 def test_layers_of_another_model_are_said(pipe, model, student, caplog):
@@ -260,6 +294,11 @@ def test_layers_of_another_model_are_said(pipe, model, student, caplog):
     assert "taught by another model" in caplog.text
 
 
+@pytest.mark.compatibility(
+    "ComfyUI",
+    "Flux, SD3, video models; files of another family",
+    "refused before sampling, or left alone (`on_mismatch: skip`)",
+)
 def test_errors_come_before_anything_is_patched(pipe, model, student, folders, tmp_path):
     for targets_, words in (
         ("IN03", "no self-attention layer IN03; it has IN01"),
@@ -293,7 +332,9 @@ def test_what_does_not_fit_can_be_left_as_it_is(model, student):
     none, attached = comfy.attach(patcher(make_unet()), student, skip=True)
     assert set(attached.left) == set(student.layers)
     assert none.object_patches == {}
-    none, attached = comfy.attach(stand_in.ModelPatcher(stand_in.BaseModel(torch.nn.Linear(2, 2)), "cpu", "cpu"), student, skip=True)
+    none, attached = comfy.attach(
+        stand_in.ModelPatcher(stand_in.BaseModel(torch.nn.Linear(2, 2)), "cpu", "cpu"), student, skip=True
+    )
     assert "no UNet" in str(attached)
 
 
@@ -328,7 +369,7 @@ def test_the_node_applies_what_is_in_the_models_folder(pipe, model, pack, tmp_pa
     (combo,) = (each for each in node.define_schema().inputs if each.id == "hyena_name")
     assert combo.options["options"] == ["mine.safetensors", "demo"]
     assert torch.equal(node.execute(model, "mine.safetensors", **DEFAULTS).result[0].run(*given), expected)
-    some, report = node.execute(model, "demo", **DEFAULTS | {"layers": "high"}).result
+    _, report = node.execute(model, "demo", **DEFAULTS | {"layers": "high"}).result
     assert "IN01" in report
     assert "M00" not in report
     before = node.fingerprint_inputs("mine.safetensors", **DEFAULTS)

@@ -1,8 +1,8 @@
 """Hyena layers in ComfyUI: an object patch on each ``attn1.forward``, and the operators as a model beside the UNet.
 
-The forward is patched, not the module: ComfyUI looks for LoRA keys in the state dict of a UNet that its clones share, so
-that a module put in a layer's place would hide that layer's weights from all of them. The operators are in a patcher of
-their own, to be loaded, counted and offloaded by ComfyUI like any other model.
+The forward is patched, not the module: ComfyUI looks for LoRA keys in the state dict of a UNet that its clones share,
+so that a module put in a layer's place would hide that layer's weights from all of them. The operators are in a patcher
+of their own, to be loaded, counted and offloaded by ComfyUI like any other model.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class Attached:
     def __str__(self) -> str:
         lines = [f"{self.label}: {len(self.layers)} Hyena layers"]
         if self.further:
-            lines.append(f"taught by another model: this one's weights differ, by {100 * self.further:.3g}% in a sample")
+            lines.append(
+                f"taught by another model: this one's weights differ, by {100 * self.further:.3g}% in a sample"
+            )
         lines += [f"{name}: {what}" for name, what in self.layers.items()]
         lines += [f"{name}: as it was: {why}" for name, why in self.left.items()]
         return "\n".join(lines)
@@ -54,8 +56,8 @@ class HyenaForward:
     """What stands in place of one ``attn1.forward``. Not a module: nothing of it is in the UNet's tree.
 
     Steps whose sigma is not in ``sigmas`` (above the first, up to the second), and calls that are more than plain
-    self-attention over the whole grid, go to ``before``, the forward that was there. ``calls`` counts all by what became
-    of them.
+    self-attention over the whole grid, go to ``before``, the forward that was there. ``calls`` counts all by what
+    became of them.
     """
 
     def __init__(
@@ -77,18 +79,23 @@ class HyenaForward:
         given = options.get("transformer_options") or {}
         size = tuple(given.get("activations_shape", ()))[-2:]
         if self.sigmas is not None and not _holds(self.sigmas, given.get("sigmas")):
-            self.calls["other steps"] += 1
+            self._count("other steps")
         elif reason := self._needs_attention(x, (context, value), mask, size):
-            if not self.calls["attention"]:
-                logger.warning("layer %s: %s: such calls go to attention, not to Hyena", self.target.name, reason)
-            self.calls["attention"] += 1
+            self._count("attention", reason)
         else:
-            self.calls["hyena"] += 1
+            self._count("hyena")
             return self._run(x, size)
         if self.before is not None:
             return self.before(x, context, value, mask, **options)
         kind: Any = type(self.attention)
         return kind.forward(self.attention, x, context, value, mask, **options)
+
+    def _count(self, what: str, reason: str = "") -> None:
+        if torch.compiler.is_compiling():  # which would trace anew whenever a count has changed
+            return
+        if reason and not self.calls[what]:
+            logger.warning("layer %s: %s: such calls go to attention, not to Hyena", self.target.name, reason)
+        self.calls[what] += 1
 
     def _needs_attention(self, x: Tensor, others: Iterable[Any], mask: Any, size: tuple[int, ...]) -> str:
         """Why a call is not for the operator, or ""."""
@@ -100,7 +107,7 @@ class HyenaForward:
             return "the grid of the tokens is unknown"
         h, w = size
         if x.shape[1] != h * w:
-            return f"{x.shape[1]} tokens are not the {h} x {w} cells of the picture (merged by ToMe, tiled by HyperTile?)"
+            return f"{x.shape[1]} tokens are not the picture's {h} x {w} cells (merged by ToMe, tiled by HyperTile?)"
         return self.operator.refuses((h, w))
 
     def _run(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -276,7 +283,9 @@ def _holds(sigmas: tuple[float, float], now: Tensor | None) -> bool:
 
 def _described(file: HyenaFile, stored: str, operator: Operator) -> str:
     error = file.layers[stored].figures.get("relative_error")
-    return f"{operator.config.label}, {operator.config.form}" + ("" if error is None else f", held-out error {error:.4f}")
+    return f"{operator.config.label}, {operator.config.form}" + (
+        "" if error is None else f", held-out error {error:.4f}"
+    )
 
 
 def _further(file: HyenaFile, stored: Iterable[str], attentions: list[nn.Module]) -> float:
