@@ -16,13 +16,12 @@ OTHERS = {"diffusers", "transformers", "accelerate", "huggingface_hub", "PIL", "
 OF_EXTRAS = {module for modules in EXTRAS.values() for module in modules} | {"tomesd", "torchmetrics"}
 WITHOUT = """
 import sys
+from importlib.machinery import PathFinder
 
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {missing!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+def find_spec(name, path=None, target=None, find=PathFinder.find_spec):
+    return None if name.partition(".")[0] in {missing!r} else find(name, path, target)
 
-sys.meta_path.insert(0, Missing())
+PathFinder.find_spec = find_spec
 """
 
 

@@ -19,7 +19,8 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 def ssim(a: Tensor, b: Tensor) -> float:
     """Structural similarity of two pictures (C, h, w) with values in [0, 1], the mean over channels and all places of a
-    Gaussian window; 1 for the same picture. Smaller pictures than the window have a smaller one.
+    Gaussian window, the pictures being mirrored at their edges; 1 for the same picture. Pictures smaller than the window
+    have a smaller one.
 
     Wang et al., Image quality assessment: from error visibility to structural similarity, 2004.
     """
@@ -29,7 +30,8 @@ def ssim(a: Tensor, b: Tensor) -> float:
     window /= window.sum()
 
     def blurred(x: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(x[:, None], window[None, None, :, None]), window[None, None, None, :])
+        x = F.pad(x[:, None], [size // 2] * 4, mode="reflect")
+        return F.conv2d(F.conv2d(x, window[None, None, :, None]), window[None, None, None, :])
 
     x, y = a.double(), b.double()
     mean_x, mean_y = blurred(x), blurred(y)

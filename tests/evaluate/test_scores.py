@@ -90,7 +90,7 @@ def test_missing_weights_are_one_line(monkeypatch, flag, metric):
     def offline(*args, **kwargs):
         raise OSError("<urlopen error\n[Errno -3] Temporary failure in name resolution>")
 
-    monkeypatch.setattr(scores, "_require", lambda *args: None)
+    monkeypatch.setattr(scores, "require_module", lambda *args: None)
     monkeypatch.setattr(metric, offline)
     with pytest.raises(SdHyenaError, match=rf"--{flag}: its network's weights are neither in .*/checkpoints") as caught:
         make_scores(EvaluateSettings(model="elsewhere", **{flag: True}), CAPTIONS, "cpu")
@@ -109,7 +109,7 @@ class Colours(nn.Module):
 def test_fid_is_the_distance_of_two_gaussians(monkeypatch):
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    monkeypatch.setattr(scores, "_require", lambda *args: None)
+    monkeypatch.setattr(scores, "require_module", lambda *args: None)
     monkeypatch.setattr(
         "torchmetrics.image.fid.FrechetInceptionDistance",
         lambda **options: FrechetInceptionDistance(feature=Colours(), **options).set_dtype(torch.float64),

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import sd_hyena
 from sd_hyena import checkpoint, targets
 from sd_hyena.errors import CheckpointError, UsageError
+from sd_hyena.fingerprint import SAMPLE, sample_of
 from sd_hyena.hosts import comfy
 
 PACK = Path(__file__).parents[2] / "comfyui"
@@ -76,7 +77,7 @@ def test_both_forms_and_other_architectures(folders, form, tmp_path):
 
     unet = make_unet()
     there = targets.find_targets(unet)
-    choices = {"operator": "windowed", "form": form} if form == "core" else {"operator": "linear"}
+    choices = {"operator": "windows", "form": form} if form == "core" else {"operator": "linear"}
     operators = {n: build(configure(t, (8, 8), unet, **choices)) for n, t in there.items()}
     checkpoint.save(tmp_path / "x.safetensors", operators)
     given = inputs(unet)
@@ -283,12 +284,14 @@ def test_a_layer_compiles_in_one_graph(pipe, model, student, name):
     assert forward.calls == {"hyena": 3}
 
 
-def test_layers_of_another_model_are_said(pipe, model, student, caplog):
-    _, attached = comfy.attach(model, student)
+def test_layers_of_another_model_are_said(pipe, model, caplog):
+    file = checkpoint.load("demo")
+    file.teacher[SAMPLE] = sample_of(pipe.unet)
+    _, attached = comfy.attach(model, file)
     assert attached.further == 0
     assert "another model" not in str(attached)
-    unet = make_unet(block_out_channels=(64, 96, 128, 128), attention_head_dim=(2, 3, 4, 4), cross_attention_dim=64)
-    _, attached = comfy.attach(patcher(unet), student, skip=True)
+    file.teacher[SAMPLE] = sample_of(make_unet())
+    _, attached = comfy.attach(model, file)
     assert attached.further > 0.1
     assert "taught by another model" in str(attached)
     assert "taught by another model" in caplog.text

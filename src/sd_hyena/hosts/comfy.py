@@ -217,7 +217,7 @@ def attach(
     for name, operator in operators.items():
         path = f"{available[name].path}.forward"
         before = patched.object_patches.get(path)
-        if sigmas is None and isinstance(before, HyenaForward):  # never in use again
+        while sigmas is None and isinstance(before, HyenaForward):  # never in use again
             before = before.before
         forward = HyenaForward(available[name], operator, attentions[name], before, sigmas)
         patched.add_object_patch(path, forward)
