@@ -77,7 +77,7 @@ def test_both_forms_and_other_architectures(folders, form, tmp_path):
 
     unet = make_unet()
     there = targets.find_targets(unet)
-    choices = {"operator": "windows", "form": form} if form == "core" else {"operator": "linear"}
+    choices = {"operator": "near", "form": form} if form == "core" else {"operator": "linear"}
     operators = {n: build(configure(t, (8, 8), unet, **choices)) for n, t in there.items()}
     checkpoint.save(tmp_path / "x.safetensors", operators)
     given = inputs(unet)

@@ -31,7 +31,7 @@ class Projections:
 def projections_of(attention: nn.Module) -> Projections:
     """What an attention module projects with."""
     to_out: Any = attention.to_out
-    if isinstance(to_out, nn.ModuleList):
+    if isinstance(to_out, nn.ModuleList | nn.Sequential):
         active = [f for f in to_out if not (isinstance(f, nn.Dropout) and (f.p == 0 or not f.training))]
         # What there is to call in evaluation is the linear layer itself.
         to_out = active[0] if len(active) == 1 else nn.Sequential(*active)
