@@ -19,8 +19,8 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 def ssim(a: Tensor, b: Tensor) -> float:
     """Structural similarity of two pictures (C, h, w) with values in [0, 1], the mean over channels and all places of a
-    Gaussian window, the pictures being mirrored at their edges; 1 for the same picture. Pictures smaller than the window
-    have a smaller one.
+    Gaussian window, the pictures being mirrored at their edges; 1 for the same picture. Pictures smaller than the
+    window have a smaller one.
 
     Wang et al., Image quality assessment: from error visibility to structural similarity, 2004.
     """

@@ -10,10 +10,12 @@ from __future__ import annotations
 import copy
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 
 import diffusers  # noqa: F401 - before a stand-in of torchvision, which it would take for the real one
 import torch
+from transformers import CLIPTokenizer  # noqa: F401 - likewise
 
 TREE, FOLDER, FULL_SIZE = sys.argv[1], Path(sys.argv[2]), "--full-size" in sys.argv
 sys.argv = [sys.argv[0], "--cpu"]
@@ -256,37 +258,28 @@ def neighbours(unet, model, file):
 
     given = inputs(unet, 32, 32)
     patched, _ = host.attach(model, file)
-    expected, plain = run(patched, *given), run(model, *given)
+    expected = run(patched, *given)
 
     def calls(changed):
-        before = {name: f.calls.copy() for name, f in patched.object_patches.items()}
-        got = run(changed, *given)
-        return got, sum((f.calls - before[name] for name, f in patched.object_patches.items()), start=type(f_calls)())
+        for forward in patched.object_patches.values():
+            forward.calls.clear()
+        return run(changed, *given), sum((f.calls for f in patched.object_patches.values()), start=Counter())
 
-    f_calls = next(iter(patched.object_patches.values())).calls
     same = patched.clone()
     same.set_model_attn1_patch(lambda n, context, value, extra: (n, context, value))
     got, count = calls(same)
     passed = torch.equal(got, expected) and count == {"hyena": len(patched.object_patches)}
-    for kind, changed, base in (
-        ("ToMe", TomePatchModel.execute(patched, 0.5)[0], TomePatchModel.execute(model, 0.5)[0]),
-        ("HyperTile", HyperTile.execute(patched, 64, 2, 0, False)[0], HyperTile.execute(model, 64, 2, 0, False)[0]),
+    for kind, changed in (
+        ("ToMe", TomePatchModel.execute(patched, 0.5)[0]),
+        ("HyperTile", HyperTile.execute(patched, 64, 2, 0, False)[0]),
     ):
-        got, count = calls(changed)
-        passed &= count["attention"] > 0
-        if not count["hyena"]:  # all layers are at the level that is merged or tiled
-            torch.manual_seed(0)
+        _, count = calls(changed)
         check(f"A6 {kind}: layers whose tokens it changes are attention", count["attention"] > 0, str(dict(count)))
-        del base
     replaced = patched.clone()
     replaced.set_model_attn1_replace(lambda q, k, v, extra: v, "middle", 0)
     _, count = calls(replaced)
     passed &= count == {"hyena": len(patched.object_patches) - 1}
-    check(
-        "A6 a patch that changes nothing, and another node's block",
-        bool(passed),
-        f"plain {error(plain, expected):.2g} away",
-    )
+    check("A6 a patch that changes nothing, and another node's block", bool(passed))
 
 
 def refusals(unet, model, file):
@@ -316,6 +309,7 @@ def refusals(unet, model, file):
 
 
 def families():
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
     from diffusers import UNet2DConditionModel
 
     from sd_hyena.families import FAMILIES
@@ -326,8 +320,8 @@ def families():
             unet = UNet2DConditionModel.from_config(FAMILIES[name].config("unet"))
         theirs = {key: value.half() for key, value in ldm_state(unet).items()}
         config = comfy.model_detection.model_config_from_unet(theirs, "")
-        model = config.get_model(theirs, "", device="meta")
-        ours, found = targets.find_targets(unet), host.find_targets(model.diffusion_model)
+        theirs = UNetModel(**config.unet_config, device="meta", operations=comfy.ops.disable_weight_init)
+        ours, found = targets.find_targets(unet), host.find_targets(theirs)
         same = "name", "dim", "inner_dim", "heads", "downscale", "ldm_key"
         assert list(ours) == list(found)
         for target in ours.values():

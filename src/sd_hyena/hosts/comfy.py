@@ -101,13 +101,13 @@ class HyenaForward:
         """Why a call is not for the operator, or ""."""
         if mask is not None:
             return "it has a mask"
-        if any(other is not None and other is not x for other in others):
-            return "it attends to something else than its own tokens"
         if len(size) != 2:
             return "the grid of the tokens is unknown"
         h, w = size
         if x.shape[1] != h * w:
             return f"{x.shape[1]} tokens are not the picture's {h} x {w} cells (merged by ToMe, tiled by HyperTile?)"
+        if any(other is not None and other is not x for other in others):
+            return "it attends to something else than its own tokens"
         return self.operator.refuses((h, w))
 
     def _run(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
