@@ -17,6 +17,7 @@ import torch  # noqa: E402
 from demo.thin_models import _folders, _thin, no_network, saved_folder, thin_model  # noqa: E402, F401 - fixtures
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
+from ui.started import address, hyena_dir, served, start  # noqa: E402, F401 - fixtures
 
 torch.backends.cudnn.allow_tf32 = False  # float32 means float32
 

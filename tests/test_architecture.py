@@ -37,6 +37,7 @@ LAYER = {
     "hyena_file": 2,
     "layer_choice": 3,
     "likeness": 0,
+    "picture_settings": 1,
     "hosts": 6,
     "legacy": 3,
     "checkpoint": 4,
@@ -54,7 +55,9 @@ LAYER = {
     "evaluate": 8,
     "anatomy": 9,
     "demo": 9,
-    "cli": 10,
+    "compare": 9,
+    "ui": 10,
+    "cli": 11,
 }
 # The bundled model's prompts and scorer are data to the layers below it.
 ALLOWED = {("distill", "demo"), ("evaluate", "demo")}

@@ -119,14 +119,20 @@ def size_in(text: str) -> tuple[int, int] | None:
 
 def warn_of_syntax(what: str, prompts: Iterable[str]) -> None:
     """Says in one line which of A1111's signs there are in prompts, where they mean nothing."""
+    if line := literal_syntax(prompts):
+        _say_once(f"{what}: {line}")
+
+
+def literal_syntax(prompts: Iterable[str]) -> str:
+    """The line that :func:`warn_of_syntax` says, or "" where there is nothing to say."""
     found = dict.fromkeys(match[0] for prompt in prompts for match in _A1111.finditer(prompt))
-    if found:
-        _say_literal(what, ", ".join(shortened(sign, 50) for sign in list(found)[:3]), len(found) > 3)
+    signs = ", ".join(shortened(sign, 50) for sign in list(found)[:3])
+    return f"{signs}{' ...' * (len(found) > 3)}: drawn literally, as words: A1111's signs are not read" if found else ""
 
 
 @functools.cache
-def _say_literal(what: str, signs: str, more: bool) -> None:
-    logger.warning("%s: %s%s: drawn literally, as words: A1111's signs are not read", what, signs, " ..." * more)
+def _say_once(line: str) -> None:
+    logger.warning("%s", line)
 
 
 def read_text(path: Path, what: str, most: int = MAX_TEXT) -> str:

@@ -134,7 +134,7 @@ def measure_image(
     if max(size) > TILED_FROM:
         pipe.vae.enable_tiling()
     rows = [ImageRow(entry.name, entry.family, size[1], size[0]) for entry in entries]
-    runs: dict[str, list[_Run]] = {entry.name: [] for entry in entries}
+    runs: dict[str, list[Run]] = {entry.name: [] for entry in entries}
     for entry, row in zip(entries, rows, strict=True):
         phase(f"checking {entry.name}")
         row.note = _reason_to_skip(pipe, entry, size, images)
@@ -152,7 +152,7 @@ def measure_image(
             phase(f"{entry.name}: generation {turn + 1} of {repeats}")
             with _room_for(row):
                 entry.prepare(pipe)
-                with _Run.of(pipe.unet, device) as run:
+                with Run.of(pipe.unet, device) as run:
                     generate(steps)
                 runs[entry.name].append(run)
     patch.detach(pipe.unet)
@@ -238,7 +238,7 @@ def _expected(layer: Any, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Ten
     return references.attention(x, projections_of(layer), layer.heads, tokens)
 
 
-class _Run:
+class Run:
     """Times of one generation: every self-attention layer, every UNet call, and all of it."""
 
     def __init__(self, device: torch.device) -> None:
@@ -249,7 +249,7 @@ class _Run:
 
     @classmethod
     @contextmanager
-    def of(cls, unet: nn.Module, device: torch.device) -> Iterator[_Run]:
+    def of(cls, unet: nn.Module, device: torch.device) -> Iterator[Run]:
         """A run that watches ``unet``'s layers while inside."""
         run, handles = cls(device), []
         memory = PeakOfRun(device)
@@ -295,7 +295,7 @@ class _Run:
         return {name: [1000 * (b - a) for a, b in marks] for name, marks in self.marks.items()}
 
 
-def _fill(row: ImageRow, runs: Sequence[_Run], images: int) -> None:
+def _fill(row: ImageRow, runs: Sequence[Run], images: int) -> None:
     times: dict[str, list[float]] = {}
     for run in runs:
         for name, values in run.milliseconds().items():

@@ -24,6 +24,7 @@ COMMANDS = {
     "prepare": "have a model make the data its students learn from",
     "train": "teach Hyena layers to do what a model's self-attention does",
     "generate": "draw pictures with any set of layers replaced",
+    "ui": "open a local page that draws with attention and with Hyena layers side by side",
     "info": "print what a Hyena file holds",
     "targets": "list a model's self-attention layers and what they cost",
     "merge": "put the layers of several Hyena files into one",

@@ -124,7 +124,7 @@ def parameters_text(
     fields |= hires_fields(settings)
     if files:
         fields["Hyena"] = "+".join(Path(f).name for f in files)
-        fields["Hyena hash"] = "+".join(hashlib.sha256(hyena_path(f).read_bytes()).hexdigest()[:10] for f in files)
+        fields["Hyena hash"] = "+".join(map(file_hash, files))
         fields |= hyena_fields(settings)
         fields["Hyena layers"] = " ".join(layers)
     lines = [
@@ -133,6 +133,11 @@ def parameters_text(
         ", ".join(f"{k}: {v}" for k, v in fields.items()),
     ]
     return "\n".join(lines)
+
+
+def file_hash(file: str) -> str:
+    """What tells a Hyena file from another of its name."""
+    return hashlib.sha256(hyena_path(file).read_bytes()).hexdigest()[:10]
 
 
 def to_png(image: Image.Image, parameters: str = "") -> bytes:

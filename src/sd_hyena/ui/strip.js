@@ -1,0 +1,4 @@
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-number]");
+  if (button) trigger("pick", { number: Number(button.dataset.number) });
+});
