@@ -8,25 +8,22 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/sd-hyena demo --out_dir demo-out --overwrite
 
-# The page needs more than the other targets: what is missing is installed when it is asked for.
-WITH := $(BIN)/pip install --quiet --no-build-isolation --editable
 ui: $(VENV)/installed
-	$(BIN)/python -c 'import gradio' 2>/dev/null || $(WITH) '.[ui]'
 	$(BIN)/sd-hyena ui -m demo
 
 # In Debian's Chromium, which root can install; without it, tests that need a browser are skipped and say why.
 test-ui: $(VENV)/installed
-	$(BIN)/python -c 'import gradio, playwright' 2>/dev/null || $(WITH) '.[ui,ui-tests]'
 	@if command -v chromium >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && apt-get install -q -y chromium; \
 	else echo "Chromium is missing, and only root can install it (apt-get install chromium): no browser is tested"; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ui -rs
 
-# Each worker computes on one thread: tests are many and small. JOBS=0 runs them one after the other.
+# Each worker computes on one thread: tests are many and small. JOBS=0 runs them one after the other. What needs a browser
+# is test-ui's.
 JOBS ?= 2
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/ui
 
 # The host adapter in a real ComfyUI: make test-comfy COMFYUI_DIR=PATH; SD_HYENA_FULL_SIZE=1 adds a whole SD1.5 UNet.
 test-comfy: $(VENV)/installed

@@ -12,6 +12,7 @@ EXTRAS = {
     "train": ("tensorboard",),
     "evaluate": ("matplotlib",),
     "bench": ("matplotlib",),
+    "ui": ("gradio",),
 }
 
 

@@ -1,4 +1,4 @@
-"""``sd-hyena ui`` as a user types it, where gradio may not be installed."""
+"""``sd-hyena ui`` as a user types it."""
 
 import socket
 import sys
@@ -10,8 +10,7 @@ from sd_hyena.cli import main
 
 @pytest.fixture(autouse=True)
 def _nothing_heavy(monkeypatch):
-    """gradio is not there, and no model is loaded."""
-    monkeypatch.setitem(sys.modules, "gradio", None)
+    """No model is loaded."""
     monkeypatch.setattr("sd_hyena.models.load_pipeline", lambda *args, **options: pytest.fail("the model was loaded"))
 
 
@@ -26,11 +25,6 @@ def test_help(capsys):
     shown = capsys.readouterr().out
     for flag in ("--model", "--hyena_dir", "--port", "--device", "--dtype", "--no_browser"):
         assert flag in shown
-
-
-def test_without_gradio(capsys):
-    assert ui("--port", 0) == 1
-    assert capsys.readouterr().err == "sd-hyena: the page needs gradio: pip install 'sd-hyena[ui]'\n"
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ NEEDS = {
     "evaluate": ("evaluate",),
     "benchmark": ("bench",),
     "demo": ("train", "evaluate", "bench"),
+    "ui": ("ui",),
 }
 SHARED = ("prepare", "train", "generate")  # commands whose work several processes may share
 PACKAGE = Path(__file__).parent.parent

@@ -10,7 +10,8 @@ from ..interrupts import Interrupted
 from ..models import locate
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
-from ..ui.settings import UiSettings, need_gradio
+from ..ui.settings import UiSettings
+from .device import choose_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,9 +22,6 @@ def run(args: dict[str, Any]) -> int:
     settings = resolve(UiSettings, args)
     settings.validate()
     source = locate(settings.model, settings.variant)
-    need_gradio()
-    from .device import choose_device
-
     return _serve(settings, source, choose_device(settings.device))
 
 

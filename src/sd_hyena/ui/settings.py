@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import SdHyenaError, UsageError
+from ..errors import UsageError
 from ..models.choices import ModelChoices
 from ..settings import check_bounds, option
 
@@ -44,9 +43,3 @@ class UiSettings(ModelChoices):
         except OSError as error:
             said = os.strerror(error.errno).lower() if error.errno else str(error)
             raise UsageError(f"--port {self.port}: {said}: give another") from None
-
-
-def need_gradio() -> None:
-    """Raises SdHyenaError where gradio is not installed."""
-    if importlib.util.find_spec("gradio") is None:
-        raise SdHyenaError("the page needs gradio: pip install 'sd-hyena[ui]'")
