@@ -135,7 +135,7 @@ def parse_names(text: str) -> list[str]:
     return names
 
 
-def select(available: dict[str, Target], text: str) -> list[Target]:
+def select(available: Mapping[str, Target], text: str) -> list[Target]:
     """The targets that a comma list of names, block names and group words selects, in running order.
 
     ``high`` is the finest attention level; ``IN07`` of a block with several layers selects them all.

@@ -248,12 +248,12 @@ def _fitting(
             names = [name for name in available if name == word or name.startswith(f"{word}.")] or [word]
         for name in names:
             if name not in file.layers:
-                left[name] = f"{file.label} has no such layer"
+                left[name] = "the file has no such layer"
                 continue
             try:
                 check_layer(available, file, name, name)
             except UsageError as error:
-                left[name] = str(error)
+                left[name] = str(error).removeprefix(f"{file.label}: ")
             else:
                 chosen[name] = name
     return chosen, left
