@@ -303,7 +303,14 @@ def uninterrupted(tmp_path_factory):
     return out / "Hyena-00040.safetensors"
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGKILL, -9),
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, uninterrupted, number, status):
     out = tmp_path / "out"
     process = start(out, *LONG)
@@ -324,7 +331,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, uninterrupted, number, statu
 BOTH = ("-t", "IN01,M00", "-n", "5", "--finetune_steps", "20", "-s", "4", "--reuse", "2")
 
 
-@pytest.mark.parametrize("kill_at", [5, 12])
+@pytest.mark.parametrize("kill_at", [pytest.param(5, marks=pytest.mark.nightly), 12])
 def test_a_run_killed_at_the_end_of_stage_1_or_in_stage_2_resumes_bit_for_bit(tmp_path, both_stages, kill_at):
     out = tmp_path / "out"
     process = start(out, *BOTH)
