@@ -103,7 +103,7 @@ class Suite:
         return f"{self._figure(name, title, figures.plot_layer, rows)}{table}\n{self._foot(rows)}"
 
     def sizes(self, widths: Sequence[int], kinds: Sequence[str | Kind], limits: Limits, *, figure: bool = True) -> str:
-        """All ``kinds`` by image width, batch 1, with a figure, which knows those in ``KINDS``, and the crossovers."""
+        """All ``kinds`` by image width, batch 1, with a figure and the crossovers."""
         rows = measure_sizes(
             lambda width: self.shape(width, 1),
             widths,

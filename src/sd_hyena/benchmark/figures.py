@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,28 +12,6 @@ from .measure import Row
 
 MIB = 2**20
 COLOURS = {"attention": "#b3402e", "peer": "#c9962b", "hyena": "#1f77b4", "floor": "#9a9a9a"}
-OTHER = ("#333333", "-", ".")  # of a kind without a line of its own
-# One colour and marker per kind, related within a family.
-LINES = {
-    "naive": ("#5c1a10", ":", "o"),
-    "sdp-math": ("#8a2c1c", ":", "s"),
-    "sdp-flash": ("#b3402e", "-", "o"),
-    "sdp-cudnn": ("#d0603f", "-", "s"),
-    "sdp-efficient": ("#e08a6d", "-", "^"),
-    "xformers": ("#f0b39c", "-", "D"),
-    "flash-attn": ("#7a1f5c", "-", "P"),
-    "tomesd": ("#8c6a15", "--", "v"),
-    "hypertile": ("#c9962b", "--", "^"),
-    "linear-elu": ("#d9b65c", "--", "D"),
-    "linear": ("#e3cf8f", "-", "D"),
-    "windows": ("#8f6bb3", "-", "P"),
-    "states": ("#1f77b4", "-", "o"),
-    "states-core": ("#1f77b4", "-.", "^"),
-    "near": ("#2a9d6f", "-", "o"),
-    "long": ("#0b3d66", "-", "s"),
-    "causal": ("#777777", "-", "x"),
-    "projections": ("#bbbbbb", ":", "."),
-}
 
 
 def plot_layer(rows: Sequence[Row], title: str) -> Any:
@@ -71,36 +50,70 @@ def plot_layer(rows: Sequence[Row], title: str) -> Any:
 
 
 def plot_sizes(rows: Sequence[Row], title: str) -> Any:
-    """Parameters (left), time (centre) and peak memory (right) against image width."""
+    """Speed (left) and peak memory (right) of every kind against image width, as ratios to the fastest attention of each
+    width: above 1 is faster, or more memory."""
+    timed = [row for row in rows if row.timing]
+    widths = sorted({row.width for row in timed})
+    best = {width: _fastest([row for row in timed if row.width == width]) for width in widths}
     plt = pyplot()
-    figure, axes = plt.subplots(1, 3, figsize=(14, 5), constrained_layout=True)
-    for kind in dict.fromkeys(row.kind for row in rows):
-        own = [row for row in rows if row.kind == kind and row.timing]
-        if not own:
-            continue
-        x = [row.width for row in own]
-        colour, line, marker = LINES.get(kind, OTHER)
-        style: dict[str, Any] = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4.5, "label": kind}
-        timings = [row.timing for row in own if row.timing]
-        spread = [[t.median - t.low for t in timings], [t.high - t.median for t in timings]]
-        axes[0].plot(x, [(row.parameters or 0) / 1000 for row in own], **style)
-        axes[1].errorbar(x, [t.median for t in timings], spread, capsize=2, **style)
-        axes[2].plot(x, [(row.peak_bytes or 0) / MIB for row in own], **style)
+    figure, (speed, memory) = plt.subplots(1, 2, figsize=(11, 4.6), constrained_layout=True)
+    ends: dict[Any, list[tuple[float, str, str]]] = {speed: [], memory: []}
+    for kind in dict.fromkeys(row.kind for row in timed):
+        own = [row for row in timed if row.kind == kind and best[row.width]]
+        for panel, ratio in ((speed, _speed), (memory, _memory)):
+            points = [(row.width, ratio(best[row.width], row)) for row in own]
+            points = [(width, value) for width, value in points if value]
+            if points:
+                colour = COLOURS[own[0].family]
+                style = "-" if own[0].family == "hyena" else "--"
+                panel.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=3)
+                ends[panel].append((points[-1][1], kind, colour))
     backward = rows and rows[0].backward
-    labels = ("parameters (thousands)", f"{'forward + backward' if backward else 'forward'} (ms)", "peak memory (MiB)")
-    widths = sorted({row.width for row in rows if row.timing})
-    for panel, label in zip(axes, labels, strict=True):
+    called = "forward + backward: times" if backward else "times"
+    for panel, label in ((speed, f"{called} as fast as attention"), (memory, "peak memory / attention's")):
+        panel.axhline(1, color="#333333", linewidth=0.8)
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         _ticks(panel, widths)
         _plain_logarithm(panel.yaxis)
         panel.set_xlabel("image width = height (px)")
-        panel.set_ylabel(label)
-        panel.grid(alpha=0.25)
-    handles, names = axes[1].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=10)
+        panel.set_title(label, fontsize=10, loc="left")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.2)
+        _label_ends(panel, ends[panel])
+    figure.suptitle(title, fontsize=9)
     return figure
+
+
+def _fastest(rows: Sequence[Row]) -> Row | None:
+    attention = [row for row in rows if row.family == "attention" and row.kind != "naive"]
+    return min(attention, key=lambda row: row.timing.median, default=None)  # type: ignore[union-attr]
+
+
+def _speed(best: Row, row: Row) -> float:
+    return best.timing.median / row.timing.median  # type: ignore[union-attr]
+
+
+def _memory(best: Row, row: Row) -> float:
+    return (row.peak_bytes or 0) / best.peak_bytes if best.peak_bytes else 0.0
+
+
+def _label_ends(panel: Any, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Names lines at their right ends, moved apart where they would overlap."""
+    if not ends:
+        return
+    low, high = (math.log(value) for value in panel.get_ylim())
+    step, place = (high - low) * 0.055, -math.inf
+    for value, kind, colour in sorted(ends):
+        place = max(math.log(value), place + step)
+        panel.annotate(
+            kind,
+            (1.01, (place - low) / (high - low)),
+            xycoords="axes fraction",
+            color=colour,
+            fontsize=8.5,
+            verticalalignment="center",
+        )
 
 
 def plot_image(rows: Sequence[ImageRow], title: str) -> Any:
