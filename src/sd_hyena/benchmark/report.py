@@ -134,6 +134,8 @@ def crossover_lines(rows: Sequence[Row]) -> list[str]:
 def _cell(row: Row | None) -> str:
     if row is None or row.timing is None:
         return "-"
+    if not row.timing.steady:
+        return f"{row.timing.low:.1f} to {row.timing.high:.1f} (unsteady)"
     return f"{row.timing.median:.1f} ({row.ratio:.2f}x)" if row.ratio else f"{row.timing.median:.1f}"
 
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 
 
+UNSTEADY = 1.5  # times the lower quartile: where the upper one is beyond, other work was in the way
+
+
 @dataclass
 class Timing:
     """Milliseconds per call: median, and the quartiles as spread."""
@@ -18,6 +21,11 @@ class Timing:
     low: float
     high: float
     repeats: int
+
+    @property
+    def steady(self) -> bool:
+        """Whether the quartiles agree well enough for the median to mean something."""
+        return self.high <= UNSTEADY * self.low
 
     @classmethod
     def of(cls, samples: list[float]) -> Timing:

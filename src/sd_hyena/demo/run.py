@@ -41,7 +41,6 @@ STUDENT = "five Hyena layers"
 MARK = ".sd-hyena-demo"  # in folders of demonstrations
 SHEET_COLUMNS = 8
 KINDS = (
-    "sdp-math",
     "sdp-flash",
     "sdp-cudnn",
     "sdp-efficient",

@@ -111,6 +111,7 @@ def _keys(result: Evaluation) -> list[tuple[str, str]]:
     figures = first.distances.figures()
     keys = [
         (decibels(figures["psnr_mean_db"]), "mean PSNR, student to teacher"),
+        (decibels(figures["psnr_min_db"]), "PSNR of the worst picture"),
         (f"{figures['ssim_mean']:.3f}", "mean SSIM"),
     ]
     if first.layer_error is not None:
