@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    began = time.monotonic()
     report = run_parts(args.parts or list(PARTS), args.scale, args.seed, args.only, args.jobs)
     for line in report.kinds():
         print(f"FAILED {line}")
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"not tried: {what}: {why}")
     print(f"{sum(row.tried for row in report.rows.values())} tried, {report.failures} failed")
     if not args.no_page:
-        page.PAGE.write_text(page.page(report, args.scale))
+        page.PAGE.write_text(page.page(report, args.scale, time.monotonic() - began))
     return 1 if report.failures else 0
 
 

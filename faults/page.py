@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -38,14 +39,14 @@ POINTS = {
 HELD = "## Which tests hold each point\n"
 HEAD = """# Faults that were tried
 
-`make faults` attacks every command and writes this page: {tried:,} trials, {failed} failed, seed {seed}, {minutes:.0f}
-minutes of two cores{part} ({machine}; Python {python}, torch {torch}, diffusers {diffusers}, transformers
-{transformers}). A trial fails if a command ends in a traceback, hangs, loses or half writes a file, says nothing of a
+`make faults` attacks every command and writes this page: {tried:,} trials, {failed} failed, seed {seed}, in
+{minutes:.0f} minutes on {cores} cores{part} ({machine}; Python {python}, torch {torch}, diffusers {diffusers},
+transformers {transformers}). A trial fails if a command ends in a traceback, hangs, loses or half writes a file, says nothing of a
 failure, says it in a library's words or without naming the file, or lets a terminal's control characters through.
 """
 
 
-def page(report: Report, scale: float = 1) -> str:
+def page(report: Report, scale: float = 1, seconds: float = 0) -> str:
     tried = {point: sum(row.tried for row in report.rows.values() if point in row.points) for point in POINTS}
     failed = {point: sum(len(row.failures) for row in report.rows.values() if point in row.points) for point in POINTS}
     head = HEAD.format(
@@ -53,7 +54,8 @@ def page(report: Report, scale: float = 1) -> str:
         failed=report.failures,
         seed=report.seed,
         part="" if scale == 1 else f", at {scale:g} of the full counts",
-        minutes=sum(report.seconds.values()) / 120,
+        minutes=seconds / 60,
+        cores=os.cpu_count(),
         machine=f"{platform.system()}, {platform.machine()}",
         python=platform.python_version(),
         **{name: version(name).partition("+")[0] for name in ("torch", "diffusers", "transformers")},
