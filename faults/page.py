@@ -41,8 +41,9 @@ HEAD = """# Faults that were tried
 
 `make faults` attacks every command and writes this page: {tried:,} trials, {failed} failed, seed {seed}, in
 {minutes:.0f} minutes on {cores} cores{part} ({machine}; Python {python}, torch {torch}, diffusers {diffusers},
-transformers {transformers}). A trial fails if a command ends in a traceback, hangs, loses or half writes a file, says nothing of a
-failure, says it in a library's words or without naming the file, or lets a terminal's control characters through.
+transformers {transformers}). A trial fails if a command ends in a traceback, hangs, loses or half writes a file, says
+nothing of a failure, says it in a library's words or without naming the file, or lets a terminal's control characters
+through.
 """
 
 
