@@ -1,4 +1,4 @@
-"""What README and docs say exists: files, commands with their options, names of the Python API, and the order to read in."""
+"""What README and docs say exists: files, commands with their options, names of the API, and an order to read in."""
 
 import ast
 import importlib

@@ -50,8 +50,8 @@ def plot_layer(rows: Sequence[Row], title: str) -> Any:
 
 
 def plot_sizes(rows: Sequence[Row], title: str) -> Any:
-    """Speed (left) and peak memory (right) of every kind against image width, as ratios to the fastest attention of each
-    width: above 1 is faster, or more memory."""
+    """Speed (left) and peak memory (right) of every kind against image width, as ratios to the fastest attention of
+    each width: above 1 is faster, or more memory."""
     timed = [row for row in rows if row.timing]
     widths = sorted({row.width for row in timed})
     best = {width: _fastest([row for row in timed if row.width == width]) for width in widths}

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 UNSTEADY = 1.5  # times the lower quartile: where the upper one is beyond, other work was in the way
 
 
