@@ -54,12 +54,13 @@ def plot_sizes(rows: Sequence[Row], title: str) -> Any:
     each width: above 1 is faster, or more memory."""
     timed = [row for row in rows if row.timing]
     widths = sorted({row.width for row in timed})
-    best = {width: _fastest([row for row in timed if row.width == width]) for width in widths}
+    found = {width: _fastest([row for row in timed if row.width == width]) for width in widths}
+    best = {width: row for width, row in found.items() if row is not None}
     plt = pyplot()
     figure, (speed, memory) = plt.subplots(1, 2, figsize=(11, 4.6), constrained_layout=True)
     ends: dict[Any, list[tuple[float, str, str]]] = {speed: [], memory: []}
     for kind in dict.fromkeys(row.kind for row in timed):
-        own = [row for row in timed if row.kind == kind and best[row.width]]
+        own = [row for row in timed if row.kind == kind and row.width in best]
         for panel, ratio in ((speed, _speed), (memory, _memory)):
             points = [(row.width, ratio(best[row.width], row)) for row in own]
             points = [(width, value) for width, value in points if value]
