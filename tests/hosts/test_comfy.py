@@ -366,7 +366,7 @@ def test_the_node_applies_what_is_in_the_models_folder(pipe, model, pack, tmp_pa
     given = inputs(pipe.unet)
     patched, report = node.execute(model, "demo", **DEFAULTS).result
     expected = patched.run(*given)
-    assert report.startswith("demo" if report.startswith("demo:") else str(checkpoint.load("demo").label))
+    assert report.startswith(f"{checkpoint.load('demo').label}: 16 Hyena layers\n")
     checkpoint.write(tmp_path / "models" / "hyena" / "mine.safetensors", checkpoint.load("demo"))
     (tmp_path / "models" / "hyena" / "other.ckpt").write_bytes(b"")
     (combo,) = (each for each in node.define_schema().inputs if each.id == "hyena_name")

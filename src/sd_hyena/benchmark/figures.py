@@ -54,16 +54,15 @@ def plot_sizes(rows: Sequence[Row], title: str) -> Any:
     each width: above 1 is faster, or more memory."""
     timed = [row for row in rows if row.timing]
     widths = sorted({row.width for row in timed})
-    found = {width: _fastest([row for row in timed if row.width == width]) for width in widths}
-    best = {width: row for width, row in found.items() if row is not None}
+    best = {row.width: row.peak_bytes for row in timed if row.best}
     plt = pyplot()
     figure, (speed, memory) = plt.subplots(1, 2, figsize=(11, 4.6), constrained_layout=True)
     ends: dict[Any, list[tuple[float, str, str]]] = {speed: [], memory: []}
     for kind in dict.fromkeys(row.kind for row in timed):
-        own = [row for row in timed if row.kind == kind and row.width in best]
-        for panel, ratio in ((speed, _speed), (memory, _memory)):
-            points = [(row.width, ratio(best[row.width], row)) for row in own]
-            points = [(width, value) for width, value in points if value]
+        own = [row for row in timed if row.kind == kind]
+        shares = [(row.width, (row.peak_bytes or 0) / (best.get(row.width) or math.inf)) for row in own]
+        for panel, ratios in ((speed, [(row.width, row.ratio) for row in own]), (memory, shares)):
+            points = [(width, value) for width, value in ratios if value]
             if points:
                 colour = COLOURS[own[0].family]
                 style = "-" if own[0].family == "hyena" else "--"
@@ -84,19 +83,6 @@ def plot_sizes(rows: Sequence[Row], title: str) -> Any:
         _label_ends(panel, ends[panel])
     figure.suptitle(title, fontsize=9)
     return figure
-
-
-def _fastest(rows: Sequence[Row]) -> Row | None:
-    attention = [row for row in rows if row.family == "attention" and row.kind != "naive"]
-    return min(attention, key=lambda row: row.timing.median, default=None)  # type: ignore[union-attr]
-
-
-def _speed(best: Row, row: Row) -> float:
-    return best.timing.median / row.timing.median  # type: ignore[union-attr]
-
-
-def _memory(best: Row, row: Row) -> float:
-    return (row.peak_bytes or 0) / best.peak_bytes if best.peak_bytes else 0.0
 
 
 def _label_ends(panel: Any, ends: Sequence[tuple[float, str, str]]) -> None:

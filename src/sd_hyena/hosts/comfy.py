@@ -283,9 +283,8 @@ def _holds(sigmas: tuple[float, float], now: Tensor | None) -> bool:
 
 def _described(file: HyenaFile, stored: str, operator: Operator) -> str:
     error = file.layers[stored].figures.get("relative_error")
-    return f"{operator.config.label}, {operator.config.form}" + (
-        "" if error is None else f", held-out error {error:.4f}"
-    )
+    measured = "" if error is None else f", held-out error {error:.4f}"
+    return f"{operator.config.label}, {operator.config.form}{measured}"
 
 
 def _further(file: HyenaFile, stored: Iterable[str], attentions: list[nn.Module]) -> float:
