@@ -12,7 +12,8 @@ from sd_hyena.figures import pyplot, rendered
 from sd_hyena.files import write_file
 from sd_hyena.machine import describe
 
-COLOURS = {"linear": "#c9962b", "near": "#2a9d6f", "long": "#0b3d66", "causal": "#777777", "windows": "#b3402e"}
+OURS = "#1f77b4"
+COLOURS = dict.fromkeys(("linear", "windows"), "#a87412") | dict.fromkeys(("long", "causal"), "#777777")
 
 
 def write(stem: Path, rows: Mapping[str, Any], facts: Mapping[str, Any], order: Sequence[str]) -> None:
@@ -80,30 +81,33 @@ def _without(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
 
 
 def _plot(beds: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> bytes:
-    """A panel for each teacher: bars at equal steps, a tick at equal time, dots for the seeds."""
+    """A panel for each teacher: the seeds' mean at equal steps as a point, their range as a line, and equal time as a
+    ring."""
     count = max(len(students) for students in beds.values())
-    each = [row for students in beds.values() for rows in students.values() for row in rows]
-    limit = min(1.05, 1.08 * max(max(row["steps"], row["time"]) for row in each))
     figure, axes = pyplot().subplots(
-        1, len(beds), figsize=(2.2 + 3.6 * len(beds), 1.6 + 0.29 * count), sharey=True, squeeze=False,
+        1, len(beds), figsize=(2.0 + 2.9 * len(beds), 1.5 + 0.3 * count), sharex=True, sharey=True, squeeze=False,
         constrained_layout=True,
     )  # fmt: skip
     for axis, (teacher, students) in zip(axes[0], beds.items(), strict=True):
         for place, (name, rows) in enumerate(students.items()):
-            colour = COLOURS.get(name.split()[0].rstrip(","), "#1f77b4")
-            label = place == 0
-            axis.barh(place, statistics.mean(r["steps"] for r in rows), color=colour, height=0.7, alpha=0.75)
-            axis.plot([r["steps"] for r in rows], [place] * len(rows), "o", ms=3, color="#222",
-                      label="a seed, equal steps" if label else None)  # fmt: skip
-            axis.plot([r["time"] for r in rows], [place] * len(rows), "|", ms=9, mew=1.6, color="#222",
-                      label="a seed, equal time" if label else None)  # fmt: skip
-        axis.set_title(f"{teacher} heads", fontsize=10)
-        axis.set_xlabel("relative error, held out")
-        axis.set_xlim(0, limit)
+            colour = COLOURS.get(name.split()[0].rstrip(","), OURS)
+            steps = [row["steps"] for row in rows]
+            mean = statistics.mean(steps)
+            axis.plot([min(steps), max(steps)], [place] * 2, color=colour, linewidth=3, alpha=0.4)
+            axis.plot([statistics.mean(row["time"] for row in rows)], [place], "o", ms=8, mfc="none", color=colour)
+            axis.plot([mean], [place], "o", ms=5, color=colour)
+            axis.annotate(f"{mean:.2f}", (1.0, place), xycoords=("axes fraction", "data"), fontsize=8.5, color=colour,
+                          horizontalalignment="right", verticalalignment="center")  # fmt: skip
+        axis.set_title(f"{teacher} heads", fontsize=11, loc="left")
         axis.set_yticks(range(len(students)), list(students))
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="x", alpha=0.3)
+        axis.tick_params(axis="y", length=0)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.grid(axis="both", alpha=0.25)
     axes[0][0].invert_yaxis()
-    axes[0][-1].legend(fontsize=7, loc="lower right")
-    figure.suptitle("A planted softmax layer: how close each student comes")
+    axes[0][0].set_xlim(0, 1.2 * axes[0][0].get_xlim()[1])
+    figure.suptitle(
+        "A planted softmax layer: relative error of each student on held-out pictures\n"
+        "point and number: equal steps, with the range of the seeds; ring: equal time",
+        fontsize=10,
+    )
     return rendered(figure)

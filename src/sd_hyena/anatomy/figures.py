@@ -20,32 +20,33 @@ def plot_heads(result: Anatomy) -> bytes:
     plt = pyplot()
     near = [_concentration(layer) for layer in result.layers]
     panels = [
-        ("entropy / log L", [layer.head("entropy") for layer in result.layers], 0.0, 1.0, "viridis"),
-        ("mass in 7x7 / uniform", near, 1.0, max(4.0, *map(max, near)), "magma"),
-        ("rank r leaves", [layer.head_error("rank") for layer in result.layers], 0.0, 1.0, "cividis"),
-        ("window + rank r", [layer.head_error("window+rank") for layer in result.layers], 0.0, 1.0, "cividis"),
+        ("entropy / log L\n(1: looks everywhere)", [layer.head("entropy") for layer in result.layers], 0.0, 1.0),
+        ("weight within 7x7 cells,\ntimes a uniform share", near, 1.0, max(4.0, *map(max, near))),
+        ("error of low rank alone\n", [layer.head_error("rank") for layer in result.layers], 0.0, 1.0),
+        ("error of a 7x7 window\nand low rank", [layer.head_error("window+rank") for layer in result.layers], 0.0, 1.0),
     ]
     rows, columns = len(result.layers), max(len(values) for values in panels[0][1])
     wide = 1.4 + 0.34 * columns
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(max(9, wide * len(panels)), 1.4 + 0.3 * rows), constrained_layout=True, sharey=True
+        1, len(panels), figsize=(max(9, wide * len(panels)), 1.5 + 0.3 * rows), constrained_layout=True, sharey=True
     )
-    for axis, (title, values, low, high, colours) in zip(axes, panels, strict=True):
+    for axis, (title, values, low, high) in zip(axes, panels, strict=True):
         grid = torch.full((rows, columns), math.nan)
         for r, row in enumerate(values):
             grid[r, : len(row)] = torch.tensor(row)
-        image = axis.imshow(grid, vmin=low, vmax=high, cmap=colours, aspect="auto", interpolation="nearest")
-        if columns <= 8:
+        image = axis.imshow(grid, vmin=low, vmax=high, cmap="Blues", aspect="auto", interpolation="nearest")
+        if columns > 8:
+            figure.colorbar(image, ax=axis, shrink=0.8)
+        else:
             for r, row in enumerate(values):
                 for c, value in enumerate(row):
                     red, green, blue, _ = image.cmap(image.norm(value))
                     dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
-                    axis.text(c, r, _three(value), ha="center", va="center", fontsize=7, color="w" if dark else "k")
+                    axis.text(c, r, _three(value), ha="center", va="center", fontsize=9, color="w" if dark else "k")
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("head")
         axis.set_xticks(range(0, columns, max(1, columns // 8)))
         axis.set_yticks(range(rows), [f"{layer.name} ({layer.size[0]}x{layer.size[1]})" for layer in result.layers])
-        figure.colorbar(image, ax=axis, shrink=0.8)
     figure.suptitle(f"Self-attention of {result.settings.name}, {result.settings.width}x{result.settings.height} px")
     return rendered(figure)
 

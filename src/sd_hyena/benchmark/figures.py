@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..figures import pyplot
@@ -11,42 +11,62 @@ from .image import ImageRow
 from .measure import Row
 
 MIB = 2**20
-COLOURS = {"attention": "#b3402e", "peer": "#c9962b", "hyena": "#1f77b4", "floor": "#9a9a9a"}
+COLOURS = {"attention": "#b3402e", "peer": "#c9962b", "hyena": "#1f77b4", "floor": "#8a8a8a"}
+REST = "#d5d5d5"
+CENTRED = {"fontsize": 8, "horizontalalignment": "center", "verticalalignment": "center"}
 
 
 def plot_layer(rows: Sequence[Row], title: str) -> Any:
-    """Parameters (left), time (centre, logarithmic), peak memory (right) of every kind that was timed."""
+    """Time (left) and peak memory (right) of every kind that was timed, and its parameters beside its name.
+
+    Logarithmic, so that equal distances are equal ratios; a line marks the best attention.
+    """
     shown = [row for row in rows if row.timing]
     if not shown:
         return None
     plt = pyplot()
-    figure, axes = plt.subplots(1, 3, sharey=True, figsize=(11, 1.6 + 0.3 * len(shown)), constrained_layout=True)
-    colours = [COLOURS[row.family] for row in shown]
-    times = [row.timing.median for row in shown]  # type: ignore[union-attr]
-    spread = [
-        [row.timing.median - row.timing.low for row in shown],  # type: ignore[union-attr]
-        [row.timing.high - row.timing.median for row in shown],  # type: ignore[union-attr]
-    ]
-    values: list[tuple[str, list[float], Callable[[float], str]]] = [
-        ("parameters (thousands)", [(row.parameters or 0) / 1000 for row in shown], "{:.0f}".format),
-        (f"{'forward + backward' if shown and shown[0].backward else 'forward'} (ms)", times, _three_digits),
-        ("peak memory (MiB)", [(row.peak_bytes or 0) / MIB for row in shown], _three_digits),
-    ]
-    for panel, (label, numbers, text) in zip(axes, values, strict=True):
-        bars = panel.barh([row.kind for row in shown], numbers, color=colours, height=0.72)
-        panel.bar_label(bars, [text(n) for n in numbers], padding=3, fontsize=8)
-        panel.set_xlabel(label)
-        panel.margins(x=0.16)
-        panel.spines[["top", "right"]].set_visible(False)
-    axes[1].errorbar(times, range(len(shown)), xerr=spread, fmt="none", ecolor="#222", elinewidth=1)
-    for panel in axes[1:]:
+    figure, (times, memory) = plt.subplots(
+        1, 2, sharey=True, figsize=(9, 1.5 + 0.32 * len(shown)), constrained_layout=True
+    )
+    names = [f"{row.kind}  {(row.parameters or 0) / 1000:.0f}k" for row in shown]
+    for place, row in enumerate(shown):
+        assert row.timing
+        ratio = f"  {_ratio(row.ratio)}" if row.ratio else ""
+        times.plot([row.timing.low, row.timing.high], [place] * 2, color=COLOURS[row.family], linewidth=2, alpha=0.5)
+        _dot(times, row.timing.median, place, row, f"{_three_digits(row.timing.median)} ms{ratio}", row.timing.high)
+        peak = (row.peak_bytes or 0) / MIB
+        _dot(memory, peak, place, row, f"{_three_digits(peak)} MiB", peak)
+        if row.best:
+            times.axvline(row.timing.median, color=COLOURS["attention"], linewidth=0.8, alpha=0.6)
+            memory.axvline(peak, color=COLOURS["attention"], linewidth=0.8, alpha=0.6)
+    what = "forward + backward" if shown[0].backward else "forward"
+    for panel, label in ((times, f"{what} (ms), speedup over attention"), (memory, "peak memory (MiB)")):
+        panel.set_title(label, fontsize=10, loc="left")
         panel.set_xscale("log")
         low, high = panel.get_xlim()
-        panel.set_xlim(low, high * 1.6)
+        panel.set_xlim(low, high * (high / low) ** 0.35)  # room for the numbers
         _plain_logarithm(panel.xaxis)
-    axes[0].invert_yaxis()
-    figure.suptitle(title, fontsize=10)
+        panel.tick_params(axis="y", length=0)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.grid(axis="y", alpha=0.25)
+    times.set_yticks(range(len(shown)), names, fontsize=9)
+    times.invert_yaxis()
+    figure.suptitle(title, fontsize=9)
     return figure
+
+
+def _dot(panel: Any, value: float, place: int, row: Row, text: str, end: float) -> None:
+    """A point, and its number to the right of ``end``."""
+    panel.plot([value], [place], "o", color=COLOURS[row.family], markersize=7)
+    panel.annotate(
+        text,
+        (end, place),
+        (8, 0),
+        textcoords="offset points",
+        fontsize=8.5,
+        verticalalignment="center",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+    )
 
 
 def plot_sizes(rows: Sequence[Row], title: str) -> Any:
@@ -65,13 +85,11 @@ def plot_sizes(rows: Sequence[Row], title: str) -> Any:
             points = [(width, value) for width, value in ratios if value]
             if points:
                 colour = COLOURS[own[0].family]
-                style = "-" if own[0].family == "hyena" else "--"
-                panel.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=3)
+                panel.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, linewidth=1.4)
                 ends[panel].append((points[-1][1], kind, colour))
     backward = rows and rows[0].backward
     called = "forward + backward: times" if backward else "times"
     for panel, label in ((speed, f"{called} as fast as attention"), (memory, "peak memory / attention's")):
-        panel.axhline(1, color="#333333", linewidth=0.8)
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         _ticks(panel, widths)
@@ -80,72 +98,101 @@ def plot_sizes(rows: Sequence[Row], title: str) -> Any:
         panel.set_title(label, fontsize=10, loc="left")
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.2)
-        _label_ends(panel, ends[panel])
+        if widths:
+            _label_ends(panel, ends[panel], widths[-1])
     figure.suptitle(title, fontsize=9)
     return figure
 
 
-def _label_ends(panel: Any, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Names lines at their right ends, moved apart where they would overlap."""
+def _label_ends(panel: Any, ends: Sequence[tuple[float, str, str]], x: float) -> None:
+    """Names lines at their right ends; names that would overlap move apart, tied to their lines."""
     if not ends:
         return
     low, high = (math.log(value) for value in panel.get_ylim())
-    step, place = (high - low) * 0.055, -math.inf
-    for value, kind, colour in sorted(ends):
-        place = max(math.log(value), place + step)
+    step = (high - low) * 0.06
+    ordered = sorted(ends)
+    places = [math.log(value) for value, _, _ in ordered]
+    for _ in range(200):  # pairs that are too close give way to both sides
+        for i in range(len(places) - 1):
+            lack = step - (places[i + 1] - places[i])
+            if lack > 0:
+                places[i], places[i + 1] = places[i] - lack / 2, places[i + 1] + lack / 2
+    for (value, kind, colour), place in zip(ordered, places, strict=True):
         panel.annotate(
             kind,
-            (1.01, (place - low) / (high - low)),
-            xycoords="axes fraction",
+            (x, value),
+            (1.06, (place - low) / (high - low)),
+            textcoords="axes fraction",
             color=colour,
-            fontsize=8.5,
+            fontsize=9.5,
             verticalalignment="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
         )
 
 
 def plot_image(rows: Sequence[ImageRow], title: str) -> Any:
-    """Time per UNet step, stacked by self-attention layer, and seconds per picture."""
+    """Time of one UNet step, self-attention layer by layer, with and without Hyena, and seconds per picture."""
     shown = [row for row in rows if row.step and row.seconds]
     if not shown:
         return None
-    names = list(dict.fromkeys(name for row in shown for name in row.layers))
     plt = pyplot()
     figure, (steps, seconds) = plt.subplots(
-        1, 2, sharey=True, width_ratios=(3, 1), figsize=(12, 2.4 + 0.55 * len(shown)), constrained_layout=True
+        1, 2, sharey=True, width_ratios=(3, 1), figsize=(11, 1.9 + 0.55 * len(shown)), constrained_layout=True
     )
-    palette = plt.get_cmap("turbo")
-    labels = [row.entry for row in shown]
-    left = [0.0] * len(shown)
-    for i, name in enumerate(names):
-        values = [row.layers[name].median if name in row.layers else 0.0 for row in shown]
-        colour = palette(0.05 + 0.9 * i / max(1, len(names) - 1))
-        steps.barh(labels, values, left=left, color=colour, height=0.66, label=name, edgecolor="white", linewidth=0.4)
-        left = [a + b for a, b in zip(left, values, strict=True)]
-    totals = [row.step.median for row in shown]  # type: ignore[union-attr]
-    rest = [max(0.0, total - done) for total, done in zip(totals, left, strict=True)]
-    bars = steps.barh(labels, rest, left=left, color="#d5d5d5", height=0.66, label="all else")
-    texts = [
-        f"{t:.0f} ms" + (f", {r.step_ratio:.2f}x" if r.step_ratio else "") for t, r in zip(totals, shown, strict=True)
-    ]
-    steps.bar_label(bars, texts, padding=4, fontsize=9)
-    steps.set_xlim(0, max(totals) * 1.22)
-    steps.set_xlabel("one UNet step (ms), by self-attention layer")
-    whole = [row.seconds.median for row in shown]  # type: ignore[union-attr]
-    bars = seconds.barh(labels, whole, color=[COLOURS[row.family] for row in shown], height=0.66)
-    texts = [f"{s:.3g} s" + (f", {r.ratio:.2f}x" if r.ratio else "") for s, r in zip(whole, shown, strict=True)]
-    seconds.bar_label(bars, texts, padding=4, fontsize=9)
-    seconds.set_xlim(0, max(whole) * 1.75)
-    seconds.set_xlabel("one picture (s)")
+    longest = max(row.step.median for row in shown)  # type: ignore[union-attr]
+    for place, row in enumerate(shown):
+        assert row.step
+        assert row.seconds
+        left = 0.0
+        for name, timing in row.layers.items():
+            colour = COLOURS["hyena" if name in row.replaced else "attention"]
+            steps.barh(place, timing.median, left=left, color=colour, height=0.66, edgecolor="white", linewidth=0.5)
+            if timing.median > 0.05 * longest:
+                steps.text(
+                    left + timing.median / 2,
+                    place,
+                    name,
+                    color="white",
+                    fontsize=8,
+                    horizontalalignment="center",
+                    verticalalignment="center",
+                )
+            left += timing.median
+        rest = max(0.0, row.step.median - left)
+        steps.barh(place, rest, left=left, color=REST, height=0.66)
+        if rest > 0.12 * longest:
+            steps.text(
+                left + rest / 2,
+                place,
+                "all else",
+                color="#333333",
+                fontsize=8,
+                horizontalalignment="center",
+                verticalalignment="center",
+            )
+        _beside_bar(steps, row.step.median, place, f"{row.step.median:.0f} ms", row.step_ratio)
+        seconds.barh(place, row.seconds.median, color=COLOURS[row.family], height=0.66)
+        _beside_bar(seconds, row.seconds.median, place, f"{row.seconds.median:.3g} s", row.ratio)
+    steps.set_yticks(range(len(shown)), [row.entry for row in shown])
     steps.invert_yaxis()
-    for panel in (steps, seconds):
+    steps.set_title("one UNet step (ms): each attention layer red, each Hyena layer blue", fontsize=10, loc="left")
+    seconds.set_title("one picture (s)", fontsize=10, loc="left")
+    for panel, room in ((steps, 1.2), (seconds, 1.8)):
+        panel.set_xlim(0, room * panel.get_xlim()[1] / 1.05)
+        panel.tick_params(axis="y", length=0)
         panel.spines[["top", "right"]].set_visible(False)
-    handles, texts = steps.get_legend_handles_labels()
-    if len(texts) > 20:  # SDXL has 70 layers: name the first and last of each colour run only
-        keep = [*range(0, len(texts) - 1, -(-len(texts) // 16)), len(texts) - 1]
-        handles, texts = [handles[i] for i in keep], [texts[i] for i in keep]
-    figure.legend(handles, texts, loc="outside lower center", ncols=9, frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=9)
     return figure
+
+
+def _beside_bar(panel: Any, end: float, place: int, text: str, ratio: float | None) -> None:
+    if ratio:
+        text += f", {_ratio(ratio)}"
+    panel.annotate(text, (end, place), (5, 0), textcoords="offset points", fontsize=9, verticalalignment="center")
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.1f}x" if value >= 1 else f"{value:.2f}x"
 
 
 def _ticks(panel: Any, widths: Sequence[int]) -> None:
@@ -160,7 +207,8 @@ def _plain_logarithm(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
+    between = (1.0,) if high > 30 * low else (1.0, 2.0, 5.0) if high > 5 * low else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    axis.set_major_locator(LogLocator(subs=between))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
