@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..figures import pyplot
+from ..figures import label_ends, plain_logarithm, pyplot
 from .image import ImageRow
 from .measure import Row
 
@@ -45,7 +45,7 @@ def plot_layer(rows: Sequence[Row], title: str) -> Any:
         panel.set_xscale("log")
         low, high = panel.get_xlim()
         panel.set_xlim(low, high * (high / low) ** 0.35)  # room for the numbers
-        _plain_logarithm(panel.xaxis)
+        plain_logarithm(panel.xaxis)
         panel.tick_params(axis="y", length=0)
         panel.spines[["top", "right", "left"]].set_visible(False)
         panel.grid(axis="y", alpha=0.25)
@@ -93,41 +93,15 @@ def plot_sizes(rows: Sequence[Row], title: str) -> Any:
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         _ticks(panel, widths)
-        _plain_logarithm(panel.yaxis)
+        plain_logarithm(panel.yaxis)
         panel.set_xlabel("image width = height (px)")
         panel.set_title(label, fontsize=10, loc="left")
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.2)
         if widths:
-            _label_ends(panel, ends[panel], widths[-1])
+            label_ends(panel, ends[panel], widths[-1])
     figure.suptitle(title, fontsize=9)
     return figure
-
-
-def _label_ends(panel: Any, ends: Sequence[tuple[float, str, str]], x: float) -> None:
-    """Names lines at their right ends; names that would overlap move apart, tied to their lines."""
-    if not ends:
-        return
-    low, high = (math.log(value) for value in panel.get_ylim())
-    step = (high - low) * 0.06
-    ordered = sorted(ends)
-    places = [math.log(value) for value, _, _ in ordered]
-    for _ in range(200):  # pairs that are too close give way to both sides
-        for i in range(len(places) - 1):
-            lack = step - (places[i + 1] - places[i])
-            if lack > 0:
-                places[i], places[i + 1] = places[i] - lack / 2, places[i + 1] + lack / 2
-    for (value, kind, colour), place in zip(ordered, places, strict=True):
-        panel.annotate(
-            kind,
-            (x, value),
-            (1.06, (place - low) / (high - low)),
-            textcoords="axes fraction",
-            color=colour,
-            fontsize=9.5,
-            verticalalignment="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
-        )
 
 
 def plot_image(rows: Sequence[ImageRow], title: str) -> Any:
@@ -200,17 +174,6 @@ def _ticks(panel: Any, widths: Sequence[int]) -> None:
 
     panel.set_xticks(widths, [str(w) for w in widths], rotation=45)
     panel.xaxis.set_minor_locator(NullLocator())
-
-
-def _plain_logarithm(axis: Any) -> None:
-    """Decades as plain numbers, and in between where an axis covers little more than one."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axis.get_view_interval()
-    between = (1.0,) if high > 30 * low else (1.0, 2.0, 5.0) if high > 5 * low else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-    axis.set_major_locator(LogLocator(subs=between))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _three_digits(value: float) -> str:

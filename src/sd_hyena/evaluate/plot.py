@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from ..figures import pyplot, rendered
+from ..figures import label_ends, plain_logarithm, pyplot, rendered
 
 if TYPE_CHECKING:
     from .run import Evaluation, Row
 
 COLOURS = ("#1f77b4", "#2a9d6f", "#7b4ab0", "#0b3d66", "#c2588a", "#5a8f29")  # students
+LEAST = 1e-8  # errors below are said, not drawn: a line down there would flatten all others
 GREY, LINES = "#9a9a9a", ("-", "--")  # yardsticks
 
 
@@ -21,27 +23,38 @@ def plot_errors(result: Evaluation) -> bytes:
     if not rows:
         return b""
     centres = [(first + last + 1) / 2 for first, last in result.bands]
-    figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 3.8), constrained_layout=True)
+    figure, panels = pyplot().subplots(1, 2, figsize=(12, 4), constrained_layout=True)
     styles = _styles(rows)
-    for row in rows:
-        colour, line = styles[row.label]
-        values = [band["relative_error"] for band in row.unet["conditional"]["bands"]]
-        left.plot(centres, values, line, color=colour, marker="o", ms=4, label=row.label)
-        if row.layers:
-            each = [[band["relative_error"] for band in f["bands"]] for f in row.layers.values()]
-            mean = [sum(values) / len(each) for values in zip(*each, strict=True)]
-            right.fill_between(centres, _lows(each), _highs(each), color=colour, alpha=0.15, lw=0)
-            right.plot(centres, mean, line, color=colour, marker="o", ms=4, label=row.label)
-    left.set_title("whole UNet, with the prompt", fontsize=10)
-    right.set_title("layers: mean, and from the best to the worst", fontsize=10)
-    for panel in (left, right):
+    curves: list[list[tuple[str, list[list[float]]]]] = [
+        [(row.label, [_by_band(row.unet["conditional"])]) for row in rows],
+        [(row.label, [_by_band(layer) for layer in row.layers.values()]) for row in rows if row.layers],
+    ]
+    titles = "whole UNet, with the prompt: relative error", "layers: mean relative error, and best to worst"
+    for panel, drawn, title in zip(panels, curves, titles, strict=True):
+        ends, below = [], []
+        for label, each in drawn:
+            colour, line = styles[label]
+            columns = list(zip(*each, strict=True))
+            mean = [sum(values) / len(values) for values in columns]
+            if min(mean) < LEAST:
+                below.append(label)
+                continue
+            panel.fill_between(centres, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.15)
+            panel.plot(centres, mean, line, color=colour, marker="o", ms=4)
+            ends.append((mean[-1], textwrap.fill(label, 20), colour))
         panel.set_yscale("log")
-        panel.set_xlabel("timestep (0: no noise)")
-        panel.set_ylabel("relative error")
+        plain_logarithm(panel.yaxis)
+        note = f"; below {LEAST:g}: {', '.join(below)}" if below else ""
+        panel.set_title(title, fontsize=10, loc="left")
+        panel.set_xlabel(f"timestep (0: no noise){note}")
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", alpha=0.25)
-        panel.legend(fontsize=8, frameon=False)
+        label_ends(panel, ends, centres[-1])
     return rendered(figure)
+
+
+def _by_band(figures: Mapping[str, Any]) -> list[float]:
+    return [band["relative_error"] for band in figures["bands"]]
 
 
 def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
@@ -50,11 +63,3 @@ def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     others = [row.label for row in rows if row.kind != "student"]
     styles = {label: (COLOURS[i % len(COLOURS)], "-") for i, label in enumerate(students)}
     return styles | {label: (GREY, LINES[i % len(LINES)]) for i, label in enumerate(others)}
-
-
-def _lows(each: list[list[float]]) -> list[float]:
-    return [min(values) for values in zip(*each, strict=True)]
-
-
-def _highs(each: list[list[float]]) -> list[float]:
-    return [max(values) for values in zip(*each, strict=True)]
