@@ -5,6 +5,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from conftest import run_unet
@@ -169,6 +170,23 @@ def test_peak_memory_of_a_run_starts_anew():
     del big
     peak.reset()
     assert peak.peak() < with_big - 2**27
+
+
+@pytest.mark.parametrize("system", ["Windows", "macOS"])
+def test_peak_memory_is_known_where_there_is_no_proc(system, monkeypatch):
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(memory.Path, "read_text", missing)
+    if system == "Windows":
+        monkeypatch.setitem(sys.modules, "resource", None)  # importing it fails
+        monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(peak_wset=2**30))
+        assert memory.PeakOfRun(CPU).peak() == 2**30
+    else:
+        monkeypatch.setattr(sys, "platform", "darwin")
+        usage = SimpleNamespace(ru_maxrss=2**30)  # bytes there, KiB elsewhere
+        monkeypatch.setattr("resource.getrusage", lambda who: usage)
+        assert memory.PeakOfRun(CPU).peak() == 2**30
 
 
 def test_crossover():

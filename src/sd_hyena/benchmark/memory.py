@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,12 @@ class PeakOfRun:
             found = None
         if found:
             return int(found[1]) * 1024
+        import psutil
+
+        memory = psutil.Process().memory_info()
+        if hasattr(memory, "peak_wset"):  # Windows
+            return memory.peak_wset
         import resource
-        import sys
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
