@@ -11,12 +11,8 @@ one=${layers[0]} two=${layers[${#layers[@]} - 1]} # the first and the last that 
 sd-hyena generate -m "$MODEL" -y ",$one,$one+$two,$OUT/together/Hyena-$last.safetensors" -p "$PROMPT" -q "" \
     -W "$SIZE" -H "$SIZE" -n "$COUNT" -s "$DRAW" -c 7 -k 7 -f "{h}_{n:03d}" --grid -o "$OUT/pictures"
 
-# One file of all layers that were taught one by one, and the same measured against the model's own attention. The bundled
-# model has held-out prompts; of others, PROMPTS is a file of them, one a line, or else it is the one above.
-if [ "$MODEL" != demo ] && [ -z "${PROMPTS:-}" ]; then
-    PROMPTS="$OUT/prompt.txt"
-    printf '%s\n' "$PROMPT" >"$PROMPTS"
-fi
+# One file of all layers that were taught one by one, and the same measured against the model's own attention, on prompts
+# that no recipe trains on, unless PROMPTS is a file of others, one a line.
 sd-hyena merge "${layers[@]}" -o "$OUT/noise.safetensors"
 sd-hyena evaluate -m "$MODEL" -y "$OUT/noise.safetensors,$OUT/together/Hyena-$last.safetensors" \
     ${PROMPTS:+--prompts "$PROMPTS"} -W "$SIZE" -H "$SIZE" -s "$DRAW" -n "$COUNT" -o "$OUT/evaluation"

@@ -332,6 +332,7 @@ def test_api_round_trip_through_a_unet(unet, tmp_path):
     sd_hyena.unload_hyena(unet)
     assert torch.equal(run_unet(unet), before)
     sd_hyena.load_hyena(unet, again, scaling="extend")
+    assert {layer.operator.config.scaling for layer in patch.attached(unet).values()} == {"extend"}
     assert sd_hyena.load_hyena(unet, again) == ["IN01", "OUT11"]
     assert torch.equal(run_unet(unet), student)
     sd_hyena.unload_hyena(unet, "IN01")

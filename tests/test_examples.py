@@ -2,13 +2,14 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
 from sd_hyena import models
@@ -30,20 +31,28 @@ FEW = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """``run(example)``: what a script tells sd-hyena, done here, where everything is imported already."""
     folder = tmp_path_factory.mktemp("examples")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = folder / "bin" / "sd-hyena"
+    command.parent.mkdir()
+    command.write_text('#!/bin/sh\nfor word; do printf "%s\\0" "$word"; done >>told\necho >>told\n')
+    command.chmod(0o755)
+    path = f"{command.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
 
-    def run(*command):
+    def run(example):
+        (folder / "told").write_text("")
         environment = os.environ | FEW | {"OUT": str(folder), "PATH": path}
-        subprocess.run(command, cwd=folder, env=environment, check=True, timeout=280)
+        subprocess.run(["bash", EXAMPLES / example], cwd=folder, env=environment, check=True, timeout=60)
+        for line in (folder / "told").read_text().splitlines():
+            assert main(line.split("\0")[:-1]) == 0, line
 
-    run("bash", EXAMPLES / "train.sh")
+    run("train.sh")
     return folder, run
 
 
 def test_what_was_taught_is_drawn_and_measured(run):
     folder, run = run
-    run("bash", EXAMPLES / "generate.sh")
+    run("generate.sh")
     names = {path.name for path in (folder / "pictures").iterdir()}
     assert names == {"grid.png", *(f"{h}_000.png" for h in range(4))}
     assert "<h1>demo: teacher against noise</h1>" in (folder / "evaluation" / "report.html").read_text()
@@ -86,22 +95,28 @@ def test_layers_are_the_models_own(tmp_path, capsys, monkeypatch):
     for name in high:
         (tmp_path / "out" / "noise" / name).mkdir(parents=True)
         (tmp_path / "out" / "noise" / name / "Hyena-00160.safetensors").touch()
-    status, (drawn, merged, measured) = told("generate.sh", PROMPT="a fox")
+    status, (drawn, merged, measured) = told("generate.sh", PROMPTS="prompts.txt")
     one, two = (f"out/noise/{name}/Hyena-00160.safetensors" for name in (high[0], high[-1]))
     assert status == 0
     assert f",{one},{one}+{two},out/together/Hyena-00160.safetensors" in drawn
     assert len(merged) == 1 + len(high) + 2
-    assert measured[measured.index("--prompts") + 1] == "out/prompt.txt"
-    assert (tmp_path / "out" / "prompt.txt").read_text() == "a fox\n"
+    assert measured[measured.index("--prompts") + 1] == "prompts.txt"
     (tmp_path / "targets.json").write_text("")
     status, layers = taught()
     assert status != 0
     assert not layers
 
 
-def test_the_python_api(run):
-    folder, run = run
-    run(sys.executable, EXAMPLES / "python_api.py", folder / "together" / "Hyena-00002.safetensors", folder / "python")
-    pictures = {name: Image.open(folder / "python" / f"{name}.png").tobytes() for name in ("hyena", "attention")}
-    assert pictures["hyena"] != pictures["attention"]
+def test_the_python_api(run, monkeypatch):
+    folder, _ = run
+    whole = StableDiffusionPipeline.__call__
+    few = {"num_inference_steps": 2, "height": 64, "width": 64}
+    monkeypatch.setattr(
+        StableDiffusionPipeline, "__call__", lambda self, *args, **more: whole(self, *args, **more | few)
+    )
+    words = ["python_api.py", folder / "together" / "Hyena-00002.safetensors", folder / "python"]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    runpy.run_path(str(EXAMPLES / "python_api.py"))
+    pictures = {path.name: Image.open(path).tobytes() for path in (folder / "python").glob("*.png")}
+    assert len(pictures) == len(set(pictures.values())) == 3
     assert (folder / "python" / "layers" / "hyena.safetensors").is_file()

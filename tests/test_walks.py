@@ -37,9 +37,9 @@ class RowMean(Operator):
         copy_linear(self.out_proj, slice(None), layers[3])
 '''
 COMMANDS = """
-train -m demo -t IN01,OUT11 --operator rows -n 3 -b 2 -W 64 -H 64 --n_images 4 --n_held_out 2 --draw_steps 2 -o out
+train -m demo -t IN01,OUT11 --operator rows -n 3 -b 8 -W 64 -H 64 --n_images 4 --n_held_out 2 --draw_steps 2 -o out
 generate -m demo -p "a red cat" -y out/Hyena-00003.safetensors -W 64 -H 64 -s 2 -o pictures
-evaluate -m demo -y out/Hyena-00003.safetensors --num_prompts 1 -W 64 -H 64 -s 2 -o report
+evaluate -m demo -y out/Hyena-00003.safetensors -n 1 -W 64 -H 64 -s 2 --layer_samples 1 --no_yardstick -o report
 benchmark layer --kinds rows,sdp-math -W 64 -H 64 -b 1 --dim 16 --heads 2 --repeats 1 --out layer
 benchmark image -m demo --operator rows -t high -W 64 -H 64 -s 1 --repeats 1
 convert out/Hyena-00003.safetensors -t OUT11 --dtype float16 -o folder

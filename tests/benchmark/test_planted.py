@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -74,14 +73,19 @@ def test_the_teacher_is_softmax_attention_with_its_bias(planted):
     assert 0.5 < facts["entropy"] < 0.95
 
 
-def test_it_runs_goes_on_and_refuses_unknown_students(tmp_path):
+def test_it_runs_goes_on_and_refuses_unknown_students(planted, tmp_path, monkeypatch, capsys):
     stem = tmp_path / "p"
-    command = [sys.executable, str(BENCHMARKS / "planted.py"), "--out", str(stem), "--teachers", "mixed"]
-    command += ["--seeds", "1", "--steps", "12", "--seconds", "0.2", "--students"]
-    subprocess.run([*command, "linear"], check=True, capture_output=True)
+
+    def run(students):
+        options = ["--teachers", "mixed", "--seeds", "1", "--steps", "12", "--seconds", "0.2", "--students", students]
+        monkeypatch.setattr(sys, "argv", ["planted.py", "--out", str(stem), *options])
+        planted.main()
+
+    run("linear")
     first = json.loads(stem.with_suffix(".json").read_text())["rows"]
-    done = subprocess.run([*command, "linear;states 4 + near 3"], check=True, capture_output=True, text=True)
-    assert done.stdout.count("mixed/0/") == 1  # what was there is not measured again
+    capsys.readouterr()
+    run("linear;states 4 + near 3")
+    assert capsys.readouterr().out.count("mixed/0/") == 1  # what was there is not measured again
     rows = json.loads(stem.with_suffix(".json").read_text())["rows"]
     assert rows["mixed/0/linear"] == first["mixed/0/linear"]
     hybrid = rows["mixed/0/states 4 + near 3"]
@@ -90,6 +94,5 @@ def test_it_runs_goes_on_and_refuses_unknown_students(tmp_path):
     assert hybrid["steps"] < rows["mixed/0/linear"]["steps"] < rows["mixed/0/linear"]["start"]
     assert "| states 4 + near 3 |" in stem.with_suffix(".md").read_text()
     assert stem.with_suffix(".png").stat().st_size > 10_000
-    failed = subprocess.run([*command, "flash"], capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert "no student 'flash'" in failed.stderr
+    with pytest.raises(SystemExit, match="no student 'flash'"):
+        run("flash")

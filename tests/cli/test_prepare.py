@@ -69,11 +69,9 @@ def test_a_folder_says_what_it_holds(tmp_path, capsys, demo_pipe):
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, number, status, capsys):
     options = ["-n", "60", "--sizes", "64x64,72x64", "-b", "4"]
     straight, data = tmp_path / "straight", tmp_path / "data"
-    command = [sys.executable, "-m", "sd_hyena", "prepare", *SMALL, *options, "-o"]
-    assert subprocess.run([*command, str(straight)], capture_output=True).returncode == 0
-    command.append(str(data))
+    assert prepare(straight, *options) == 0
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "sd_hyena", "prepare", *SMALL, *options, "-o", str(data)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -92,7 +90,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, number, sta
     assert train(tmp_path / "out", "--data_dir", data) == 1
     assert "of 4 shards: run prepare again to finish it" in capsys.readouterr().err
     kept = (data / "shards" / "00000.safetensors").stat().st_mtime_ns
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert prepare(data, *options) == 0
     assert (data / "shards" / "00000.safetensors").stat().st_mtime_ns == kept
     assert contents(data) == contents(straight) != first
     assert not list(data.rglob(".*.tmp"))

@@ -42,13 +42,10 @@ def test_held_out_combinations_never_occur_in_training():
 
 def test_prompts_steer_what_it_draws(demo_pipe):
     """A small sample of what the model card measures in full."""
-    scenes = held_out_scenes(8)
-    captions = [s.caption for s in scenes]
-    images = sample(demo_pipe, captions, range(50, 58), num_inference_steps=16, guidance_scale=5.0)
+    captions = [scene.caption for scene in held_out_scenes(4)]
+    images = sample(demo_pipe, captions, range(50, 54), num_inference_steps=10, guidance_scale=5.0)
     scores = fidelity(load_scorer(DEMO_DIR), images, captions)
-    assert scores["ground"] >= 0.75
-    assert scores["subject"] >= 0.75
-    assert scores["place"] >= 0.75
+    assert set(scores.values()) == {1.0}
 
 
 def test_single_file_export_draws_the_same_images(tmp_path, demo_pipe):

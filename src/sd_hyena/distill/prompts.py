@@ -38,6 +38,25 @@ GENERAL_PROMPTS = tuple(
     )
     for medium in ("a photograph", "an oil painting", "a detailed illustration")
 )
+# Of none of those subjects or media: what evaluations draw.
+GENERAL_HELD_OUT = (
+    "a watercolour of a steam train crossing a stone bridge",
+    "a close-up of a honeybee on lavender",
+    "a pencil sketch of a violin beside sheet music",
+    "a wide view of a desert canyon after rain",
+    "a studio portrait of a young woman with red hair",
+    "a tiled kitchen with copper pans on the wall",
+    "an aerial view of a river delta",
+    "a golden retriever running on a beach",
+    "a child's drawing of a house with a garden",
+    "a glass of iced tea with lemon, backlit",
+    "an empty theatre seen from the stage",
+    "a woodcut of a sailing ship among icebergs",
+    "two cyclists in a narrow alley at noon",
+    "a macro shot of frost on a window",
+    "a pixel-art dungeon with torches",
+    "a stack of old suitcases in an attic",
+)
 
 
 def read_prompts(path: str) -> list[str]:

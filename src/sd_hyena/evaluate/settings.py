@@ -34,7 +34,7 @@ class EvaluateSettings(ModelChoices):
     )
     target: str = option("", "which layers to replace; unless given, all that the file holds", short="-t")
     prompts: str = option(
-        "", "file with one prompt a line; unless given, the bundled model's held-out prompts", path=True
+        "", "file with one prompt a line; unless given, held-out ones of ours: no recipe trains on them", path=True
     )
     num_prompts: int = option(16, "how many prompts to draw", short="-n", within=(1, 100000))
     width: int = option(512, "image width in px; demo: 256 unless given", short="-W", within=(1, SIDE))
@@ -104,18 +104,18 @@ class EvaluateSettings(ModelChoices):
         )
 
     def read_prompts(self) -> list[str]:
-        """``num_prompts`` prompts, of the file or the bundled model's held-out ones, over again where there are
-        fewer. Raises UsageError."""
-        if self.prompts:
-            from ..distill.prompts import read_prompts
+        """``num_prompts`` prompts of the file, or else held-out ones, over again where there are fewer. Raises
+        UsageError."""
+        from ..distill.prompts import GENERAL_HELD_OUT, read_prompts
 
+        if self.prompts:
             lines = read_prompts(self.prompts)
         elif self.model == DEMO:
             from ..demo.scenes import held_out_scenes
 
             lines = [scene.caption for scene in held_out_scenes(self.num_prompts)]
         else:
-            raise UsageError("--prompts is required: a file with one prompt a line, none of which was trained on")
+            lines = list(GENERAL_HELD_OUT)
         return [lines[i % len(lines)] for i in range(self.num_prompts)]
 
 
