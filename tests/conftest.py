@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import weakref
 
@@ -32,6 +34,28 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory):
     os.environ["SD_HYENA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _imported():
+    """What stays anyway is not looked through by each of the many garbage collections."""
+    for name in (
+        "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+        "matplotlib.pyplot",
+        "transformers.models.clip.modeling_clip",
+    ):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_held_out(request):
+    """Where commands train, layers are measured on a few held-out inputs: figures need not be exact."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name == "cli":
+            patch.setattr("sd_hyena.distill.trainer.VALIDATION_SAMPLES", 8)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,8 @@ SHORT = {
     "evaluate": f"{SMALL} -n 1 -s 2 --layer_samples 1",
     "generate": f"{SMALL} -n 1 -s 2",
     "prepare": "-n 2 --n_held_out 1 --draw_steps 2 --sizes 64x64",
-    "benchmark layer": f"{SMALL} --repeats 1 --dim 16 --heads 2",
-    "benchmark sizes": "--widths 64,128 --repeats 1 --dim 16 --heads 2",
+    "benchmark layer": f"{SMALL} --repeats 1 --budget 0.1 --dim 16 --heads 2",
+    "benchmark sizes": "--widths 64,128 --repeats 1 --budget 0.1 --dim 16 --heads 2",
     "benchmark image": f"{SMALL} -s 1 --repeats 1",
 }
 
