@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo ui test test-ui test-comfy lint bench faults constraints lowest clean
+.PHONY: demo ui test nightly test-ui test-comfy lint bench faults constraints lowest clean
 
 demo: $(VENV)/installed
 	$(BIN)/sd-hyena demo --out_dir demo-out --overwrite
@@ -24,6 +24,10 @@ test-ui: $(VENV)/installed
 JOBS ?= 2
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/ui
+
+# Slow twins of other tests too: more kernels and grids, every command in docs, whole suites.
+nightly: export SD_HYENA_NIGHTLY = 1
+nightly: test
 
 # The host adapter in a real ComfyUI: make test-comfy COMFYUI_DIR=PATH; SD_HYENA_FULL_SIZE=1 adds a whole SD1.5 UNet.
 test-comfy: $(VENV)/installed

@@ -236,7 +236,8 @@ def test_a_compiled_layer_takes_any_size(form, sizes):
 
 @pytest.mark.compatibility("Hosts", "compile_repeated_blocks", "works in one graph")
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("architecture", ["sd15", pytest.param("sdxl", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("architecture", ["sd15", "sdxl"])
 def test_repeated_blocks_of_a_full_size_unet_compile(architecture, monkeypatch):
     """All blocks' code is shared, so nothing about a layer may be peculiar to it. As many layers as in the real model;
     fewer channels, of which the compiler asks nothing."""

@@ -54,8 +54,7 @@ def shortened(words):
     return [*words, *SHORT.get(name, "").split()]
 
 
-# What the slow one asks for, the others ask for too.
-SLOW = {"results.md": pytest.mark.nightly}
+SLOW = dict.fromkeys(("commands.md", "results.md"), pytest.mark.nightly)
 WITH_CODE = [
     pytest.param(page, id=page.name, marks=SLOW.get(page.name, ()))
     for page in PAGES

@@ -63,8 +63,15 @@ def _triton(monkeypatch):
     monkeypatch.setattr(trust, "_verdicts", {})
 
 
-@pytest.mark.parametrize("feature_map", ["cubed_relu", "squared_relu", "exp", "elu"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+# Interpreted, a kernel is slow: all maps at two grids, the others by night.
+EVERY = [
+    pytest.param(shape, name, id=f"{shape}-{name}", marks=() if n in (1, 2) or DEVICE != "cpu" else pytest.mark.nightly)
+    for n, shape in enumerate(SHAPES)
+    for name in ("cubed_relu", "squared_relu", "exp", "elu")
+]
+
+
+@pytest.mark.parametrize(("shape", "feature_map"), EVERY)
 @pytest.mark.usefixtures("_triton")
 def test_kernels_equal_the_definition(shape, feature_map, monkeypatch):
     empty = torch.empty

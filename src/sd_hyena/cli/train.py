@@ -26,7 +26,7 @@ from .device import choose_device, choose_dtype
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, TrainSettings)
     parser.add_argument(
-        "--config", metavar="RECIPE", help="TOML file with settings by their long names; flags go before it"
+        "--config", metavar="RECIPE", help="TOML file of settings by their long names; options given here win"
     )
     parser.add_argument("--recipe", choices=RECIPES, help="a recipe that comes with sd-hyena, instead of --config")
     parser.add_argument("--print_config", action="store_true", help="print the settings as a recipe and stop")
