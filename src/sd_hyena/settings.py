@@ -97,11 +97,12 @@ def resolve(
             check_path(f"--{f.name}", values[f.name], f.metadata["folder"])
         if f.type in ("int", "float") and f.name in values:
             values[f.name] = _number(f"--{f.name}", f.type, values[f.name])
+    values = defaults(values) | values
     required = [f for f in dataclasses.fields(settings) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
     for f in required:
         if f.name not in values:
             raise UsageError(f"{f.metadata['short']}/--{f.name} is required: {f.metadata['help']}")
-    return settings(**(defaults(values) | values))
+    return settings(**values)
 
 
 def _number(what: str, kind: str, value: Any) -> Any:

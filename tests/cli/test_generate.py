@@ -10,6 +10,7 @@ from PIL import Image
 
 from sd_hyena import checkpoint
 from sd_hyena.cli import main
+from sd_hyena.demo.scenes import held_out_scenes
 from sd_hyena.generate.samplers import SCHEDULERS
 from sd_hyena.models import DEMO, load_pipeline, locate
 from sd_hyena.nn import OperatorConfig
@@ -39,6 +40,16 @@ def generate(folder, *options):
 
 def pixels(path):
     return np.asarray(Image.open(path).convert("RGB"), dtype=int)
+
+
+def test_the_bundled_model_has_something_to_draw(tmp_path, capsys):
+    assert main(["generate", "-m", "demo", "-y", "demo", "-W", "64", "-H", "64", "-s", "2", "-o", str(tmp_path)]) == 0
+    text = Image.open(tmp_path / "image_003.png").text["parameters"]
+    assert text.splitlines()[0] == held_out_scenes(1)[0].caption
+    for command, option in (("generate", "-p/--prompt"), ("train", "-m/--teacher_model"), ("prepare", "-m/--teacher")):
+        model = ["-m", "x.safetensors"] if command == "generate" else []
+        assert main([command, *model]) == 2
+        assert capsys.readouterr().err.startswith(f"sd-hyena: {option}")
 
 
 def test_a_sweep_compares_entries_on_the_same_noise(tmp_path, students):

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: dict[str, Any]) -> int:
-    settings = resolve(EvaluateSettings, args, defaults=lambda given: size_defaults(given["model"]))
+    settings = resolve(EvaluateSettings, args, defaults=lambda given: size_defaults(given.get("model", "")))
     settings.validate()
     device = choose_device(settings.device)
     claim = Claim(settings.outputs())

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmark.settings import ImageSettings
+from ..demo.scenes import held_out_scenes
 from ..errors import UsageError
 from ..files import Claim
 from ..generate.samplers import check_steps, known_schedule, use_scheduler
 from ..generate.settings import GRID_NAME, GenerateSettings
 from ..generate.stages import stages
 from ..interrupts import Interrupted
-from ..models import ModelSource, check_size, locate, size_defaults, unet_skeleton
+from ..models import DEMO, ModelSource, check_size, locate, size_defaults, unet_skeleton
 from ..processes import Group, here
 from ..settings import add_arguments as add_settings
 from ..settings import resolve
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: dict[str, Any]) -> int:
-    settings = resolve(GenerateSettings, args, defaults=lambda given: size_defaults(given["model"]))
+    settings = resolve(GenerateSettings, args, defaults=lambda given: _defaults(given.get("model", "")))
     settings.validate()
     device = choose_device(settings.device)
     claim = Claim(settings.outputs())
@@ -44,6 +45,11 @@ def run(args: dict[str, Any]) -> int:
         _check_hires(source)
     check_files(settings, source)
     return _draw(settings, source, device, claim)
+
+
+def _defaults(model: str) -> dict[str, Any]:
+    """What only the bundled model has: a size, and something that it can draw."""
+    return size_defaults(model) | ({"prompt": held_out_scenes(1)[0].caption} if model == DEMO else {})
 
 
 def _check_hires(source: ModelSource) -> None:

@@ -65,5 +65,5 @@ def run(args: dict[str, Any]) -> int:
 
 
 def _defaults(given: dict[str, Any]) -> dict[str, Any]:
-    size = size_defaults(given["teacher_model"])
+    size = size_defaults(given.get("teacher_model", ""))
     return {"sizes": f"{size['width']}x{size['height']}"} if size else {}

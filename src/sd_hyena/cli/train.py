@@ -79,7 +79,8 @@ def _recipe(name: str | None, path: str | None) -> str | Path | None:
 def _defaults(given: dict[str, Any]) -> dict[str, Any]:
     """A run that names no width and height takes the first of its sizes, or the model's own."""
     sizes = chosen_sizes(given.get("data_dir", ""), given.get("sizes", ""))
-    return dict(zip(("width", "height"), sizes[0], strict=True)) if sizes else size_defaults(given["teacher_model"])
+    own = size_defaults(given.get("teacher_model", ""))
+    return dict(zip(("width", "height"), sizes[0], strict=True)) if sizes else own
 
 
 def _check_sizes(settings: TrainSettings, source: ModelSource) -> None:

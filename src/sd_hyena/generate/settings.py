@@ -31,7 +31,7 @@ class GenerateSettings(ModelChoices):
     """Settings of one ``sd-hyena generate``. ``validate`` checks what needs no model."""
 
     model: str = option(help="demo, a diffusers folder, a single file, a hub id", short="-m", path=True)
-    prompt: str = option(help="what to draw", short="-p")
+    prompt: str = option(help="what to draw; demo has an example", short="-p")
     hyena: str = option(
         "",
         "Hyena file(s): comma-separated entries are drawn in turn, a+b stacks, an empty entry is the plain model; of "
