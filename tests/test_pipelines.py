@@ -444,7 +444,7 @@ def test_layer_skip(skip, skip_first, parts, file):
 
 
 @pytest.mark.compatibility(
-    "Hosts", "smoothed-energy guidance on a replaced layer", "its calls go to the attention; said"
+    "Hosts", "smoothed-energy guidance on a replaced layer", "its calls go to the attention; a line says so"
 )
 def test_smoothed_energy_guidance(parts, file, caplog):
     from diffusers.hooks.smoothed_energy_guidance_utils import (
@@ -466,7 +466,9 @@ def test_smoothed_energy_guidance(parts, file, caplog):
     assert "smoothed-energy guidance" in caplog.text
 
 
-@pytest.mark.compatibility("Pipelines", "self-attention guidance (SAG)", "works; the layer it reads is attention; said")
+@pytest.mark.compatibility(
+    "Pipelines", "self-attention guidance (SAG)", "works; the layer it reads is attention; a line says so"
+)
 def test_self_attention_guidance(parts, file, tmp_path, caplog):
     if not hasattr(diffusers, "StableDiffusionSAGPipeline"):
         pytest.skip("this diffusers has no such pipeline")

@@ -252,7 +252,7 @@ def test_sizes_by_any_sign(sign):
 
 
 @pytest.mark.compatibility(
-    "Prompts and paths", "A1111's signs: `(fox:1.3)`, `BREAK`, `<lora:x:1>`", "drawn literally; said"
+    "Prompts and paths", "A1111's signs: `(fox:1.3)`, `BREAK`, `<lora:x:1>`", "drawn literally; a line says so"
 )
 def test_signs_that_mean_nothing_are_named(tmp_path, caplog):
     prompt = "(an old fox:1.3), [cat] (plain) at 12:30 BREAK dog <lora:foo_bar:1> <lora:baz:0.5>"

@@ -96,7 +96,7 @@ def generate(folder, *options):
 
 
 @pytest.mark.compatibility(
-    "High resolution", "VAE tiling and slicing", "by memory, or `--vae_tiling on`; said, and kept in the PNG"
+    "High resolution", "VAE tiling and slicing", "by memory, or `--vae_tiling on`; the PNG says so"
 )
 def test_tiles(tmp_path, monkeypatch, caplog):
     whole, told = generate(tmp_path / "whole"), generate(tmp_path / "on", "--vae_tiling", "on")

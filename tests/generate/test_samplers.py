@@ -104,7 +104,7 @@ def test_many_steps_where_the_last_two_timesteps_have_almost_no_signal(name):
     assert (draw(pipe, signal, noise) - answer(signal, noise)).square().mean() < 1e-4
 
 
-@pytest.mark.compatibility("Samplers", "a sampler by name", "is that sampler; what it takes from the model is said")
+@pytest.mark.compatibility("Samplers", "a sampler by name", "is that sampler; a line says what it takes from the model")
 def test_what_a_sampler_takes_from_the_model_is_said_and_nothing_else_is_taken(caplog):
     caplog.set_level(logging.INFO, "sd_hyena")
     pipe, _ = model(prediction_type="v_prediction", rescale_betas_zero_snr=True)

@@ -46,7 +46,9 @@ def assert_same_model(folder, original, variant=""):
     assert len(got) >= len(held) - 1
 
 
-@pytest.mark.compatibility("Models", "diffusers folders with fp16 weights only", "found without being asked, and said")
+@pytest.mark.compatibility(
+    "Models", "diffusers folders with fp16 weights only", "found without being asked, and a line says so"
+)
 def test_the_only_variant_is_found(folder, saved_folder, caplog, no_network):
     rename(folder, "fp16")
     with caplog.at_level("INFO", "sd_hyena"):

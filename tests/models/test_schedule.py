@@ -68,13 +68,17 @@ def test_marks_in_files_are_read(name, tensors, metadata, expected, marked, capl
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
-@pytest.mark.compatibility("Models", "marks of v-prediction and zero terminal SNR in single files", "obeyed, and said")
+@pytest.mark.compatibility(
+    "Models", "marks of v-prediction and zero terminal SNR in single files", "obeyed, and a line says so"
+)
 def test_marked_files_load_with_their_schedule(name, marked):
     assert schedule(load_pipeline(locate(marked(name, ("v_pred", "ztsnr"))))) == (V, True)
 
 
 @pytest.mark.parametrize(("value", "expected"), [('"v"', V), ("v", V), ('"eps"', EPSILON)])
-@pytest.mark.compatibility("Models", "a `.yaml` of LDM beside a single file", "its v-prediction is obeyed, and said")
+@pytest.mark.compatibility(
+    "Models", "a `.yaml` of LDM beside a single file", "its v-prediction is obeyed, and a line says so"
+)
 def test_a_configuration_beside_the_file_is_read(value, expected, marked, tmp_path):
     path = marked("sd15")
     (tmp_path / "x.yaml").write_text(f"model:\n  params:\n    parameterization: {value}\n    linear_start: 0.00085\n")
@@ -92,7 +96,7 @@ def test_only_marks_that_are_obeyed_are_told(marked, caplog):
 
 @pytest.mark.parametrize(("spread", "expected"), [(0.01, EPSILON), (0.2, V)])
 @pytest.mark.compatibility(
-    "Models", "SD 2 files, which do not say what they predict", "told by their weights, and said"
+    "Models", "SD 2 files, which do not say what they predict", "told by their weights; a line says so"
 )
 def test_stable_diffusion_2_is_told_by_its_weights(spread, expected, thin_model, tmp_path, caplog):
     tensors = load_file(thin_model("sd21").path)
