@@ -318,3 +318,23 @@ def test_every_layer_keeps_the_record_of_its_file(unet, files, tmp_path):
 def test_every_public_name_is_there():
     for name in sd_hyena.__all__:
         assert getattr(sd_hyena, name) is not None
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_pipeline_of_anything_that_m_takes(pipe):
+    loaded = sd_hyena.load_pipeline("demo", dtype=torch.bfloat16)
+    assert type(loaded) is type(pipe)
+    assert loaded.unet.dtype == torch.bfloat16
+    with pytest.raises(UsageError, match="not found"):
+        sd_hyena.load_pipeline("no-such.safetensors")
+
+
+def test_a_folder_that_train_wrote_is_its_last_step(tmp_path, caplog):
+    caplog.set_level("INFO", logger="sd_hyena")
+    for step, name in ((5, "Hyena-00005"), (500, "Hyena-00500"), (40, "Hyena-00040")):
+        write(tmp_path / f"{name}.safetensors", ["IN01"], training={"step": step})
+    assert checkpoint.load(tmp_path).training["step"] == 500
+    assert "taking Hyena-00500.safetensors" in caplog.text
+    write(tmp_path / "IN01-00500.safetensors", ["IN01"])  # which of two is meant?
+    with pytest.raises(CheckpointError, match="name one of its files, Hyena-00005"):
+        checkpoint.load(tmp_path)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import checkpoint, fingerprint, patch
@@ -199,6 +200,19 @@ def save_hyena(pipe_or_unet: Any, path: Path | str) -> None:
 def list_targets(pipe_or_unet: Any) -> list[str]:
     """Names of all self-attention layers that can be replaced, in the order they run."""
     return list(find_targets(patch.get_unet(pipe_or_unet)))
+
+
+def load_pipeline(
+    model: Path | str, *, device: str = "cpu", dtype: torch.dtype | None = None, variant: str = ""
+) -> Any:
+    """A diffusers pipeline of any model that ``-m`` takes: "demo", a single file, a diffusers folder, a hub id.
+
+    float32 unless ``dtype`` says otherwise; without a safety checker. Only hub ids need a network. Raises UsageError
+    for what is no model, SdHyenaError for one that cannot be loaded.
+    """
+    from . import models
+
+    return models.load_pipeline(models.locate(str(model), variant), device, dtype)
 
 
 def load_operator(source: Path | str) -> nn.Module:

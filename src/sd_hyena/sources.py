@@ -18,6 +18,7 @@ STUDENT = "demo"
 STUDENT_FILE = Path(__file__).parent / "demo" / "student.safetensors"
 WEIGHTS = "hyena.safetensors"  # in a folder or hub repository
 WEIGHTS_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_NUMBERED = re.compile(r"(.*?)(\d+)\.safetensors")  # what train writes: Hyena-00500.safetensors
 _REPO_ID = re.compile(r"(?!.*(--|\.\.))[a-z\d][\w.-]*/\w[\w.-]*(?<![-.])(?<!\.git)", re.ASCII | re.IGNORECASE)
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 def hyena_path(
     name: Path | str, *, revision: str | None = None, subfolder: str | None = "", token: str | bool | None = None
 ) -> Path:
-    """The file that ``name`` means: itself, the bundled student, or ``hyena.safetensors`` of a folder or hub id.
+    """The file that ``name`` means: itself, the bundled student, or ``hyena.safetensors`` of a folder or hub id. In a
+    folder that ``train`` wrote, it is the file of the last step.
 
     Of a hub repository that file alone is fetched, to the hub's cache; what is there is used if the hub cannot be
     reached. ``revision``, ``subfolder`` and ``token`` are huggingface_hub's. What is not there and no hub id is
@@ -83,6 +85,11 @@ def _in_folder(folder: Path) -> Path:
     if (folder / "model_index.json").is_file():
         raise CheckpointError(f"{folder}: is a diffusers model, for -m/--model, not a folder of Hyena layers")
     others = sorted(path.name for path in folder.glob("*.safetensors"))
+    steps = [match for name in others if (match := _NUMBERED.fullmatch(name))]
+    if steps and len(steps) == len(others) and len({match[1] for match in steps}) == 1:
+        last = max(steps, key=lambda match: int(match[2]))[0]
+        logger.info("%s: taking %s", folder, last)
+        return folder / last
     hint = f": name one of its files, {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}" if others else ""
     raise CheckpointError(f"{folder}: the folder has no {WEIGHTS}{hint}")
 

@@ -103,11 +103,11 @@ def test_attention_that_is_not_finite_is_named(unet):
 @pytest.mark.parametrize(
     ("entropy", "rank", "both", "words"),
     [
-        (0.95, 0.01, 0.005, "flat: linear attention is enough"),
-        (0.3, 0.01, 0.005, "low rank: linear attention is enough"),
-        (0.95, 0.07, 0.07, "flat: linear attention comes close"),
-        (0.6, 0.07, 0.01, "local and low rank: near + states"),
-        (0.6, 0.3, 0.04, "local and low rank: near + states"),
+        (0.95, 0.01, 0.005, "flat: --operator linear is enough"),
+        (0.3, 0.01, 0.005, "low rank: --operator linear is enough"),
+        (0.95, 0.07, 0.07, "flat: --operator linear comes close"),
+        (0.6, 0.07, 0.01, "local and low rank: --operator states"),
+        (0.6, 0.3, 0.04, "local and low rank: --operator states"),
         (0.6, 0.6, 0.4, "high rank: keep attention"),
     ],
 )

@@ -37,11 +37,13 @@ def test_debug_shows_the_traceback():
         main(["train", "-m", "no-such", "--debug"])
 
 
-def test_unknown_command_and_option():
-    for arguments in (["paint"], ["train", "-m", "demo", "--unknown"], []):
+def test_unknown_command_and_option(capsys):
+    for arguments in (["paint"], ["train", "-m", "demo", "--unknown"]):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2
+    assert main([]) == 2
+    assert "generate  " in capsys.readouterr().err  # the commands there are
 
 
 def test_a_kernel_that_there_is_not_is_a_usage_error(monkeypatch, capsys):

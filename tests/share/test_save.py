@@ -305,7 +305,8 @@ def test_folders_that_hold_no_layers(unet, tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(CheckpointError, match=r"run: the folder has no hyena.safetensors$"):
         sd_hyena.load_hyena(unet, tmp_path / "run")
-    (tmp_path / "run" / "Hyena-00160.safetensors").touch()
+    for name in ("Hyena-00160.safetensors", "other.safetensors"):
+        (tmp_path / "run" / name).touch()
     with pytest.raises(
         CheckpointError, match=r"no hyena\.safetensors: name one of its files, Hyena-00160\.safetensors"
     ):

@@ -29,10 +29,10 @@ def advice(layer: LayerAnatomy) -> str:
     low, both = layer.error("rank"), layer.error("window+rank")
     if low <= FLAT or (low <= LOCAL and both > low / 2):  # what is near adds little
         what = "flat" if layer.mean("entropy") >= SPREAD else "low rank"
-        return f"{what}: linear attention {'is enough' if low <= FLAT else 'comes close'} (leaves {low:.3f})"
+        return f"{what}: --operator linear {'is enough' if low <= FLAT else 'comes close'} (error {low:.3f})"
     if both <= LOCAL:
-        return f"local and low rank: near + states (leaves {both:.3f})"
-    return f"high rank: keep attention (the best leaves {min(map(layer.error, ORACLES)):.2f})"
+        return f"local and low rank: --operator states (error {both:.3f})"
+    return f"high rank: keep attention (at best error {min(map(layer.error, ORACLES)):.2f})"
 
 
 def tables(result: Anatomy) -> list[Table]:
@@ -55,10 +55,10 @@ def _layers(result: Anatomy) -> Table:
         ("advice", advice),
     ]
     note = (
-        "Entropy as a share of uniform attention's; the share of attention within so many cells, and uniform "
-        "attention's within 7x7; window (7x7), rank r, both, mean (attention by displacement): the error of the "
-        "layer's output (1: a constant) if only that part of the attention is kept, known exactly; r is "
-        f"{result.settings.rank}, or an eighth of the cells."
+        "Entropy: 1 is attention that looks everywhere alike. In 3x3 and so on: the share of the attention within that "
+        "many cells; uniform: what uniform attention would have within 7x7. Window (7x7), rank r, both, mean "
+        "(attention by displacement): the error of the layer's output if only that part of the attention is kept; 1 is "
+        f"that of always giving the mean. r is {result.settings.rank}, or an eighth of the cells."
     )
     sampled = [layer for layer in result.layers if layer.queries < layer.cells]
     if sampled:
@@ -89,7 +89,12 @@ def _bands(result: Anatomy) -> Table:
     for layer in result.layers:
         texts = [f"{b['errors']['rank']:.3f} / {b['errors']['window+rank']:.3f}" for b in layer.bands]
         lines.append([layer.name, *texts])
-    return Table("by timestep", "What rank r leaves / what a 7x7 window and rank r leave.", headings, lines)
+    return Table(
+        "by timestep",
+        "Errors if only rank r of the attention is kept / only a 7x7 window and rank r of the rest.",
+        headings,
+        lines,
+    )
 
 
 def markdown(result: Anatomy) -> str:

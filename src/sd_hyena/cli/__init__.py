@@ -68,6 +68,9 @@ def main(argv: list[str] | None = None) -> int:
             module = importlib.import_module(f".{name}", __name__)
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         chosen.error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -175,4 +175,5 @@ In brackets the best attention's time over this one's. Losses are shown too.</p>
 <img class="plot" alt="time per layer against image width" src="{page.inline(plot, "image/svg+xml")}">
 {page.table(*size_lines(result.rows))}
 <p>Made by <code>sd-hyena demo</code> in {result.seconds:.0f} s: the bundled model drew its own training data, and the
-layers learned from its attention in {result.training.seconds:.0f} s.</p>"""
+layers learned from its attention in {result.training.seconds:.0f} s. More or fewer diffusion steps than
+{result.evaluation.settings.steps} hardly change the PSNR: docs/results.md has a table.</p>"""

@@ -72,7 +72,7 @@ def prepare(
                         continue
                     logger.warning("%s: %s: making it anew", folder / shard_name(number), wrong)
                 report(0)
-                with interrupts.unit("shard of pictures"):  # until the manifest has it
+                with interrupts.unit("set of pictures"):  # until the manifest has it
                     yield number, asdict(_make_shard(pipe, plan, folder, number, batches, report))
 
         for number, entry in group.gather(own()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -86,6 +87,7 @@ class Trainer:
         self.configs = self._configure()
         self._signal = 0
         self.files: list[Path] = []
+        self._first_errors: dict[str, float] = {}
 
     def run(self, resume: bool = False) -> Result:
         """Trains to the last step, or until a signal asks for the end; then saves. Raises SdHyenaError if the loss
@@ -185,9 +187,20 @@ class Trainer:
         if self._signal:
             return {}
         figures = self._evaluate()
+        self._warn_of_worse(figures)
         self._save(step, figures)  # the same weights again, now with their figures
         self._show(step)
         return figures
+
+    def _warn_of_worse(self, figures: dict[str, dict[str, float]]) -> None:
+        """Of layers that training has led away from the teacher."""
+        ends = {name: (self._first_errors.get(name, math.inf), f["relative_error"]) for name, f in figures.items()}
+        worse = [f"{n} {first:.2g} to {last:.2g}" for n, (first, last) in ends.items() if last > 1.5 * first]
+        if worse and self.accelerator.is_main_process:
+            logger.warning(
+                "training has made the error larger (%s): lower --lr, or take more --n_images, steps or a larger "
+                "--batch_size", ", ".join(worse),
+            )  # fmt: skip
 
     # -- setting up ---------------------------------------------------------------------------------
 
@@ -268,6 +281,7 @@ class Trainer:
                 step += 1
                 self.average.update()
                 on_noise = self.stage == 1 and s.learns_from_noise
+                self._first_errors = self._first_errors or errors
                 self.on_progress(Progress(step, s.total_steps, loss, errors, mse, lr, parts, on_noise))
                 if step < last and s.save_every_n_steps and step % s.save_every_n_steps == 0:
                     self._save(step, {})
