@@ -66,7 +66,9 @@ class OperatorChoices:
     near: int = option(3, "edge of the near filter in latent cells, odd; 0: none")
     block: int = option(8, "edge of the blocks in latent cells; 0: the whole grid is one")
     scaling: str = option(
-        "stretch", "at other sizes; stretch: as many blocks as in training; extend: blocks as large", choices=SCALINGS
+        "stretch",
+        "at other sizes; stretch: as many blocks as in training; extend: blocks of the same size",
+        choices=SCALINGS,
     )
     hyena_order: int = option(2, "order of the recurrence")
     hyena_filter_order: int = option(64, "width of the filter's MLP")

@@ -111,6 +111,16 @@ def test_training_lowers_the_error(tmp_path):
     assert later < 0.7 * first
 
 
+def test_a_run_that_makes_things_worse_says_so(tmp_path, caplog):
+    assert train(tmp_path / "a", "-t", "IN01", "-n", 3, "-s", 0, "-r", 0.5, "--lr_warmup_steps", 0) == 0
+    (said,) = (message for message in caplog.messages if "larger" in message)
+    assert said.startswith("training has made the error larger (IN01 0.")
+    assert "lower --lr" in said
+    caplog.clear()
+    assert train(tmp_path / "b", "-t", "IN01", "-n", 3, "-s", 0) == 0
+    assert "larger" not in caplog.text
+
+
 def test_the_teacher_start_beats_a_random_one(tmp_path):
     errors = {}
     for start in ("teacher", "random"):

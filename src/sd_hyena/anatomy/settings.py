@@ -28,14 +28,12 @@ class AnatomySettings(ModelChoices):
     prompts: str = option(
         "", "file with one prompt a line; unless given, the bundled model's or a short general list", path=True
     )
-    num_prompts: int = option(
-        4, "how many pictures the model draws, to look at itself on", short="-n", within=(1, 1000)
-    )
+    num_prompts: int = option(4, "how many pictures of its own the model is looked at on", short="-n", within=(1, 1000))
     width: int = option(512, "image width in px; demo: 256 unless given", short="-W", within=(1, SIDE))
     height: int = option(512, "image height in px; demo: 256 unless given", short="-H", within=(1, SIDE))
     steps: int = option(20, "diffusion steps of those pictures", short="-s", within=(1, 1000))
     cfg_scale: float = option(5.0, "classifier-free guidance scale of those pictures", short="-c", within=(0, 100))
-    seed: int = option(0, "of the first picture and of the choice of prompts", short="-k", within=(0, SEEDS))
+    seed: int = option(0, "seed of the first picture, and of the choice of prompts", short="-k", within=(0, SEEDS))
     bands: int = option(3, "timestep bands", within=(1, 100))
     samples: int = option(2, "noised latents in each band", within=(1, 1000))
     rank: int = option(16, "of the low-rank oracles; an eighth of the cells on small grids", within=(1, 256))

@@ -36,7 +36,7 @@ class TrainSettings(ModelChoices, OperatorChoices):
     """Settings of one training run. ``validate`` checks what can be checked before anything is loaded."""
 
     teacher_model: str = option(
-        help="model that makes the training data: demo, a diffusers folder, a single file, a hub id",
+        help="the model to learn from: demo, a diffusers folder, a single file, a hub id",
         short="-m",
         path=True,
     )
@@ -96,7 +96,7 @@ class TrainSettings(ModelChoices, OperatorChoices):
         0.0, "share of the updates in which one of an operator's branches is left out", within=(0, 1)
     )
     reuse: int = option(
-        1, "stage 1: updates made from each pass of the teacher; as many passes are kept in memory", within=(1, 1000)
+        1, "stage 1: updates made from each pass of the teacher, which stays in memory so long", within=(1, 1000)
     )
     finetune_lr: float = option(0.0, "stage 2: learning rate; 0: a tenth of stage 1's", within=(0, 10))
     finetune_batch_size: int = option(

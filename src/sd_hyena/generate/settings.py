@@ -34,8 +34,8 @@ class GenerateSettings(ModelChoices):
     prompt: str = option(help="what to draw; demo has an example", short="-p")
     hyena: str = option(
         "",
-        "Hyena file(s): comma-separated entries are drawn in turn, a+b stacks, an empty entry is the plain model; of "
-        "a name with , or + in it, the longest part that exists is one",
+        "Hyena files or folders: entries between commas are drawn in turn, a+b stacks two, an empty entry is the plain "
+        "model; a file that exists may have , or + in its name",
         short="-y",
     )
     target: str = option("", "which layers to replace; unless given, all that the file holds", short="-t")
@@ -67,11 +67,11 @@ class GenerateSettings(ModelChoices):
     )
     hires_steps: int = option(0, "steps at the high size; 0: as close together as the native ones", within=(0, STEPS))
     hires_hyena: str = option("hires", "with --hires, where Hyena layers are", choices=("hires", "both"))
-    hyena_above: int = option(0, "px: no Hyena where the picture's longer side is not above this", within=(0, SIDE))
+    hyena_above: int = option(0, "px: Hyena only where the picture's longer side is above this", within=(0, SIDE))
     hyena_range: str = option("0-1", "share of the steps, of each stage, in which Hyena is: 0.2-1.0 spares the first")
     offload: str = option(
         "auto",
-        "what waits in main memory: nothing, a model or a layer when not in use; auto: as the GPU's memory asks",
+        "what waits in system memory while not in use: nothing, models or layers; auto: by the GPU's free memory",
         choices=("auto", "none", "model", "sequential"),
     )
     vae_tiling: str = option(

@@ -21,7 +21,7 @@ class ModelChoices:
     )
     zero_snr: str = option(
         "auto",
-        "whether the noise ends in pure noise (zero terminal SNR); auto: what the model says of itself",
+        "whether sampling starts from pure noise (zero terminal SNR); auto: what the model says of itself",
         choices=("auto", "on", "off"),
     )
 
