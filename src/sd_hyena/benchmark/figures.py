@@ -13,7 +13,7 @@ from .measure import Row
 MIB = 2**20
 COLOURS = {"attention": "#b3402e", "peer": "#c9962b", "hyena": "#1f77b4", "floor": "#8a8a8a"}
 REST = "#d5d5d5"
-CENTRED = {"fontsize": 8, "horizontalalignment": "center", "verticalalignment": "center"}
+CENTRED: dict[str, Any] = {"fontsize": 8, "horizontalalignment": "center", "verticalalignment": "center"}
 
 
 def plot_layer(rows: Sequence[Row], title: str) -> Any:
@@ -122,28 +122,12 @@ def plot_image(rows: Sequence[ImageRow], title: str) -> Any:
             colour = COLOURS["hyena" if name in row.replaced else "attention"]
             steps.barh(place, timing.median, left=left, color=colour, height=0.66, edgecolor="white", linewidth=0.5)
             if timing.median > 0.05 * longest:
-                steps.text(
-                    left + timing.median / 2,
-                    place,
-                    name,
-                    color="white",
-                    fontsize=8,
-                    horizontalalignment="center",
-                    verticalalignment="center",
-                )
+                steps.text(left + timing.median / 2, place, name, color="white", **CENTRED)
             left += timing.median
         rest = max(0.0, row.step.median - left)
         steps.barh(place, rest, left=left, color=REST, height=0.66)
         if rest > 0.12 * longest:
-            steps.text(
-                left + rest / 2,
-                place,
-                "all else",
-                color="#333333",
-                fontsize=8,
-                horizontalalignment="center",
-                verticalalignment="center",
-            )
+            steps.text(left + rest / 2, place, "all else", color="#333333", **CENTRED)
         _beside_bar(steps, row.step.median, place, f"{row.step.median:.0f} ms", row.step_ratio)
         seconds.barh(place, row.seconds.median, color=COLOURS[row.family], height=0.66)
         _beside_bar(seconds, row.seconds.median, place, f"{row.seconds.median:.3g} s", row.ratio)

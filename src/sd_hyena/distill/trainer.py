@@ -193,7 +193,9 @@ class Trainer:
         return figures
 
     def _warn_of_worse(self, figures: dict[str, dict[str, float]]) -> None:
-        """Of layers that training has led away from the teacher."""
+        """Of layers that training has led away from the teacher, if they are measured on what they learn from."""
+        if self.settings.learns_from_noise != (self.settings.measured_on == "noise"):
+            return
         ends = {name: (self._first_errors.get(name, math.inf), f["relative_error"]) for name, f in figures.items()}
         worse = [f"{n} {first:.2g} to {last:.2g}" for n, (first, last) in ends.items() if last > 1.5 * first]
         if worse and self.accelerator.is_main_process:
