@@ -47,6 +47,16 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
+def test_every_page_is_linked():
+    linked = {
+        (page.parent / target).resolve()
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+        if not target.startswith("http")
+    }
+    assert [page.name for page in PAGES[1:] if page not in linked] == []
+
+
 @pytest.mark.parametrize("words", commands())
 def test_commands_have_these_options(words, monkeypatch):
     module = importlib.import_module(f"sd_hyena.cli.{words[0]}")
