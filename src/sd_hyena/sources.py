@@ -20,6 +20,7 @@ WEIGHTS = "hyena.safetensors"  # in a folder or hub repository
 WEIGHTS_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _NUMBERED = re.compile(r"(.*?)(\d+)\.safetensors")  # what train writes: Hyena-00500.safetensors
 _REPO_ID = re.compile(r"(?!.*(--|\.\.))[a-z\d][\w.-]*/\w[\w.-]*(?<![-.])(?<!\.git)", re.ASCII | re.IGNORECASE)
+_taken: set[Path] = set()
 logger = logging.getLogger(__name__)
 
 
@@ -88,7 +89,9 @@ def _in_folder(folder: Path) -> Path:
     steps = [match for name in others if (match := _NUMBERED.fullmatch(name))]
     if steps and len(steps) == len(others) and len({match[1] for match in steps}) == 1:
         last = max(steps, key=lambda match: int(match[2]))[0]
-        logger.info("%s: taking %s", folder, last)
+        if folder / last not in _taken:  # it is asked for again and again
+            logger.info("%s: taking %s", folder, last)
+            _taken.add(folder / last)
         return folder / last
     hint = f": name one of its files, {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}" if others else ""
     raise CheckpointError(f"{folder}: the folder has no {WEIGHTS}{hint}")
