@@ -124,6 +124,30 @@ def test_the_main_process_does_not_begin_before_the_others_have_come(environment
     processes._opened.cache_clear()
 
 
+LAST = """
+import os, sys
+from sd_hyena import processes
+rank = int(os.environ["RANK"])
+processes.POLL = 0.05 if rank == 0 else 1.0  # the other looks seldom
+processes._store()
+group = processes.Group(processes.here())
+assert group.agree(lambda: [1, 2], last=True) == [1, 2]
+os._exit(0)  # and its store with it
+"""
+
+
+def test_the_main_process_does_not_end_before_the_others_have_heard_its_last_word():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [
+        subprocess.Popen([sys.executable, "-c", LAST], env=os.environ | shared | {"RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(60) for process in both] == [0, 0]
+
+
 @pytest.mark.reliability(12)
 def test_who_does_not_come_is_not_waited_for_without_end(environment, monkeypatch):
     with socket.socket() as free:

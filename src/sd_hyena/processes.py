@@ -144,18 +144,26 @@ class Group:
     def __init__(self, place: Place) -> None:
         self.place, self._number, self._words = place, next(_groups), itertools.count()
 
-    def agree(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns in the main process, which alone calls it; the others wait for it."""
+    def agree(self, make: Callable[[], T], last: bool = False) -> T:
+        """What ``make`` returns in the main process, which alone calls it; the others wait for it.
+
+        ``last``: the main process waits until all have it, or its store might end with it before they have.
+        """
         if self.place.count == 1:
             return make()
         key = f"{self._number}/main/{next(self._words)}"
         if self.place.is_main:
             value = make()
             _store().set(key, json.dumps(value))
+            until = time.monotonic() + SILENCE * last
+            while time.monotonic() < until and _store().add(f"{key}/heard", 0) < self.place.count - 1:
+                time.sleep(POLL)
             return value
         while not _store().check([key]):
             time.sleep(POLL)
-        return json.loads(_store().get(key))
+        value = json.loads(_store().get(key))
+        _store().add(f"{key}/heard", 1)
+        return value
 
     def gather(self, own: Iterable[T]) -> Iterator[T]:
         """In the main process, its own items and the others', as they come; the others give theirs and get none."""

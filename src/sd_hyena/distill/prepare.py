@@ -89,7 +89,7 @@ def prepare(
             while len(manifest.shards) in new:
                 manifest.shards.append(new[len(manifest.shards)])
             write_manifest(folder, manifest)
-        group.agree(lambda: None)  # the manifest is whole
+        group.agree(lambda: None, last=True)  # the manifest is whole
 
 
 def _entry(fields: dict[str, Any]) -> Shard:
