@@ -209,7 +209,8 @@ def test_the_teachers_start_is_fitted_to_noise(tmp_path, light, init, form):
 
 
 @pytest.mark.nightly
-def test_two_processes_teach_the_same_as_one(tmp_path):
+def test_two_processes_teach_the_same_as_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("sd_hyena.distill.trainer.VALIDATION_SAMPLES", 64)  # as in the processes
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sd_hyena"]
     constant = shlex.split("-n 4 -t IN01,IN04 --lr_scheduler constant --lr_warmup_steps 0")
     assert train("demo", tmp_path / "one", *constant) == 0
