@@ -221,13 +221,31 @@ def test_a_compiled_unet_takes_layers_and_gives_them_back(file, expected):
     assert not patch.attached(unet)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize(("form", "sizes"), [("full", ((5, 7), (16, 16))), ("core", ((5, 7),))])
-def test_a_compiled_layer_takes_any_size(form, sizes):
+def test_a_patched_unet_is_one_graph():
+    unet = make_unet()
+    patch.attach(unet, operators(unet, ["IN01", "OUT11"]))
+    patch.attach(unet, operators(unet, ["IN04"], form="core"))
+    plain = run_unet(unet)
+    unet.compile(fullgraph=True, backend="aot_eager")
+    assert_close("unet", plain, run_unet(unet), 1e-5)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize(
+    ("form", "sizes", "backend"),
+    [
+        ("full", ((5, 7), (16, 16)), "eager"),
+        ("core", ((5, 7),), "eager"),
+        pytest.param("full", ((5, 7), (16, 16), (9, 11)), "aot_eager", marks=pytest.mark.nightly),
+    ],
+)
+def test_a_compiled_layer_takes_any_size(form, sizes, backend):
     unet = make_unet()
     patch.attach(unet, operators(unet, form=form))
     layer = patch.attached(unet)["IN01"].attention
-    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
     for size in sizes:  # a second is compiled for all
         x, mask = torch.randn(2, size[0] * size[1], 8), grid_mask(torch.randn(2, 8, *size))
         with torch.no_grad():
@@ -261,7 +279,7 @@ def test_repeated_blocks_of_a_full_size_unet_compile(architecture, monkeypatch):
             return unet(x, 3, states, added_cond_kwargs=added).sample
 
     plain = run()
-    unet.compile_repeated_blocks(fullgraph=True, backend="eager")
+    unet.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
     assert_close(architecture, plain, run(), 1e-5)
 
 

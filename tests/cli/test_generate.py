@@ -126,7 +126,7 @@ def test_every_scheduler_draws(tmp_path, caplog, scheduler, steps):
     assert ("Schedule type: Karras" in text) == scheduler.endswith("karras")
 
 
-@pytest.mark.parametrize("size", [(96, 64), (72, 104), (64, 64)])
+@pytest.mark.parametrize("size", [(96, 64), (72, 104), (128, 128), (64, 64)])
 def test_scalings_differ_at_all_sizes_but_the_one_taught(tmp_path, students, size):
     drawn = []
     for scaling in ("extend", "stretch"):

@@ -38,7 +38,7 @@ GENERAL_PROMPTS = tuple(
     )
     for medium in ("a photograph", "an oil painting", "a detailed illustration")
 )
-# Of none of those subjects or media: what evaluations draw.
+# Of none of those subjects or media.
 GENERAL_HELD_OUT = (
     "a watercolour of a steam train crossing a stone bridge",
     "a close-up of a honeybee on lavender",
@@ -82,6 +82,15 @@ def default_prompts(is_demo: bool) -> list[str]:
 
         return training_prompts()
     return list(GENERAL_PROMPTS)
+
+
+def held_out_prompts(is_demo: bool, count: int) -> list[str]:
+    """At most ``count`` prompts that no recipe trains on."""
+    if is_demo:
+        from ..demo.scenes import held_out_scenes
+
+        return [scene.caption for scene in held_out_scenes(count)]
+    return list(GENERAL_HELD_OUT[:count])
 
 
 @dataclass(frozen=True)

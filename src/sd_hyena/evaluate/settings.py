@@ -106,16 +106,9 @@ class EvaluateSettings(ModelChoices):
     def read_prompts(self) -> list[str]:
         """``num_prompts`` prompts of the file, or else held-out ones, over again where there are fewer. Raises
         UsageError."""
-        from ..distill.prompts import GENERAL_HELD_OUT, read_prompts
+        from ..distill.prompts import held_out_prompts, read_prompts
 
-        if self.prompts:
-            lines = read_prompts(self.prompts)
-        elif self.model == DEMO:
-            from ..demo.scenes import held_out_scenes
-
-            lines = [scene.caption for scene in held_out_scenes(self.num_prompts)]
-        else:
-            lines = list(GENERAL_HELD_OUT)
+        lines = read_prompts(self.prompts) if self.prompts else held_out_prompts(self.model == DEMO, self.num_prompts)
         return [lines[i % len(lines)] for i in range(self.num_prompts)]
 
 
